@@ -1,0 +1,100 @@
+"""The small entry of every stage, in every engine: `python -m stages.harness.run_stage orpo --base ... --out ...`.
+
+The launcher (docker/run) calls it with the working folder as the current one, inputs as dvc.yaml names them, outs below
+the scratch folder, and `--scratch`. A stage's `run` may also ask for `checkpoints` (a folder that outlives a killed
+run) and `local_files` (where the user keeps files that no hub serves).
+"""
+
+import errno
+import importlib
+import inspect
+import os
+import random
+import resource
+import sys
+import time
+from pathlib import Path
+
+from stages.harness import measures
+from stages.harness.errors import InputError
+from stages.harness.jsonl import write_json
+from stages.harness.params import STAGES, read_params, section, section_of
+
+PARAMS = Path("params.yaml")
+RECORD = "stage.json"  # in the scratch folder: what the run measured, for the launcher's timing record
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one stage and returns its exit status: 0, or 2 after one sentence about what the user can mend."""
+    if trace := os.environ.get("MATHMIND_TRACE"):
+        _trace_opens(Path(trace))
+    try:
+        stage, paths = _parse(arguments)
+        _run(stage, paths)
+    except InputError as error:
+        print(f"{arguments[0] if arguments else 'run_stage'}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"{arguments[0]}: the disk is full at {error.filename or 'the scratch folder'}: free some space and run "
+              "again; nothing that was there before is lost", file=sys.stderr)  # fmt: skip
+        return 2
+    return 0
+
+
+def _parse(arguments: list[str]) -> tuple[str, dict[str, Path]]:
+    stage, *rest = arguments or [""]
+    if stage not in STAGES:
+        raise InputError(f"unknown stage {stage!r}: expected one of {', '.join(STAGES)}")
+    if len(rest) % 2 or any(not name.startswith("--") for name in rest[::2]):
+        raise InputError(f"expected pairs of --name PATH after the stage, found {' '.join(rest)}")
+    return stage, {section_of(name[2:]): Path(path) for name, path in zip(rest[::2], rest[1::2])}
+
+
+def _run(stage: str, paths: dict[str, Path]) -> None:
+    module = importlib.import_module(f"stages.{section_of(stage)}")
+    params = section(PARAMS, read_params(PARAMS), section_of(stage), module.Params)
+
+    scratch = paths.pop("scratch")
+    offered = {**paths, "checkpoints": scratch / "checkpoints"}
+    asked = [name for name, kind in inspect.signature(module.run).parameters.items() if kind.kind == kind.KEYWORD_ONLY]
+    if missing := [name for name in asked if name not in offered]:
+        raise InputError(f"dvc.yaml gives no --{missing[0]}: the stage's run() asks for it")
+    if unknown := [name for name in paths if name not in asked and name != "local_files"]:
+        raise InputError(f"dvc.yaml gives --{unknown[0]}, which the stage's run() does not know")
+    for name in asked:
+        if not name.startswith("out") and name in paths and name != "local_files" and not paths[name].exists():
+            raise InputError(f"{paths[name]} is missing: run the stage that writes it, for example with `dvc repro`")
+
+    random.seed(getattr(params, "seed", 0))  # libraries that draw from Python's own generator
+    start = time.monotonic()
+    module.run(params, **{name: offered[name] for name in asked})
+    seconds = time.monotonic() - start
+
+    if absent := [path for name, path in paths.items() if name.startswith("out") and not path.exists()]:
+        raise RuntimeError(f"{stage} ended without writing {absent[0]}")
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    write_json(scratch / RECORD, {
+        "seconds": round(seconds, 2),
+        "peak_memory_mib": max(own, children) // 1024,
+        **measures.noted(),
+    })  # fmt: skip
+
+
+def _trace_opens(log: Path) -> None:
+    """Appends the path of every file below the working folder that this process opens to read (for the deps test)."""
+    here = os.getcwd() + os.sep
+    file = log.open("a", encoding="utf-8")
+
+    def hook(event: str, details: tuple) -> None:
+        if event == "open" and isinstance(details[0], str):
+            path = os.path.abspath(details[0])
+            if path.startswith(here):
+                print(path[len(here) :], file=file, flush=True)
+
+    sys.addaudithook(hook)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

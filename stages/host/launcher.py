@@ -1,0 +1,206 @@
+"""docker/run's other half: runs one stage so that a half-written out never exists.
+
+The stage writes below a scratch folder named by what the run is made of, so that a killed run finds its checkpoints
+again and a changed parameter never does. After exit 0 the outs move into place, the timing record is written beside
+them, and the scratch folder goes.
+"""
+
+import fcntl
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from stages.harness.errors import InputError
+from stages.harness.jsonl import read_json
+from stages.harness.params import IMAGES, Run, read_params, section
+from stages.harness.run_stage import RECORD
+from stages.host import provenance
+from stages.host.graph import GraphStage, read_graph, working_key
+
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TERM", "COLUMNS", "MATHMIND_TRACE")
+DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one stage: everything an engine needs to start it."""
+
+    image: str
+    stage: GraphStage
+    arguments: tuple[str, ...]  # the stage's name, then --name PATH pairs as dvc.yaml gives them
+    settings: Run
+    tree: Path  # the working folder: the repository, or the copy that `dvc exp run --temp` made
+    local_files: Path
+    scratch: Path
+
+
+def main() -> int:
+    """Runs the stage that dvc.yaml's command names and returns its exit status."""
+    _die_with_parent()
+    try:
+        return _launch(sys.argv[1:])
+    except InputError as error:
+        print(f"docker/run: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"docker/run: {error.strerror} at {error.filename}: mend that and run again", file=sys.stderr)
+        return 2
+
+
+def _launch(arguments: list[str]) -> int:
+    tree = Path.cwd()
+    values = read_params(Path("params.yaml"))
+    settings = section(Path("params.yaml"), values, "run", Run)
+    if not arguments or arguments[0] not in IMAGES:
+        raise InputError(f"the first argument is the image, one of {', '.join(IMAGES)}, found {arguments[:1]}")
+    if settings.engine != "native":
+        raise InputError(f"params.yaml: run.engine: {settings.engine} is not there yet: use native")
+
+    stage = _stage_of(arguments, read_graph(tree, values))
+    key = working_key(tree, stage, values)
+    main_tree = Path(os.environ.get("DVC_ROOT") or tree)
+    scratch_root = Path(settings.scratch) if settings.scratch else main_tree / ".dvc" / "tmp" / "mathmind"
+    job = Job(
+        image=arguments[0],
+        stage=stage,
+        arguments=tuple(arguments[1:]),
+        settings=settings,
+        tree=tree,
+        local_files=main_tree / settings.local_files,
+        scratch=scratch_root / stage.name / key,
+    )
+
+    with ExitStack() as locks:
+        locks.enter_context(_locked(scratch_root / stage.name / f"{key}.lock", f"another run of {stage.name}"))
+        for gpu in range(settings.gpus):
+            locks.enter_context(_locked(scratch_root / f"gpu-{gpu}.lock", f"GPU {gpu}"))
+        shutil.rmtree(job.scratch / "outs", ignore_errors=True)
+        for folder in ("outs", "checkpoints", "tmp"):
+            (job.scratch / folder).mkdir(parents=True, exist_ok=True)
+
+        differing = provenance.differing_versions(tree / "docker" / f"{job.image}.lock")
+        if differing:
+            some = ", ".join(differing[:3]) + (" ..." if len(differing) > 3 else "")
+            print(f"docker/run: WARNING: {stage.name} runs with packages that docker/{job.image}.lock does not pin: "
+                  f"{some}. Its bits may differ; `make .venv` installs the pinned ones.", file=sys.stderr)  # fmt: skip
+        status = _run(*native(job))
+        if status != 0:
+            shutil.rmtree(job.scratch / "outs", ignore_errors=True)
+            return status
+
+        record = read_json(job.scratch / RECORD)
+        _move_into_place({job.scratch / "outs" / out: tree / out for out in stage.outs})
+        provenance.write_timing(tree, stage.name, job.image, key, settings, record, pinned=not differing)
+        shutil.rmtree(job.scratch)
+    print(f"{stage.name}: wrote {', '.join(stage.outs)} in {record['seconds']:.1f} s", flush=True)
+    return 0
+
+
+def native(job: Job) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment that run a job with this Python, which `docker/run` has chosen."""
+    name, *pairs = job.arguments
+    command = [sys.executable, "-m", "stages.harness.run_stage", name, "--scratch", str(job.scratch)]
+    for option, path in zip(pairs[::2], pairs[1::2]):
+        command += [option, str(job.scratch / "outs" / path) if option.startswith("--out") else path]
+    command += ["--local-files", str(job.local_files)]
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment |= provenance.determinism(job.tree)
+    environment |= {"HOME": str(job.scratch / "tmp"), "TMPDIR": str(job.scratch / "tmp"), "PYTHONUNBUFFERED": "1"}
+    return command, environment
+
+
+def _stage_of(arguments: list[str], graph: dict[str, GraphStage]) -> GraphStage:
+    """The stage of dvc.yaml whose command this is."""
+    wanted = ["docker/run", *arguments]
+    for stage in graph.values():
+        if shlex.split(stage.command) == wanted:
+            return stage
+    raise InputError(f"no stage of dvc.yaml has the command `{shlex.join(wanted)}`: run stages with `dvc repro STAGE`")
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """Runs a command in its own process group, hands every signal on to it, and returns its status or 128 + signal."""
+    child = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=_die_with_parent)
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        os.killpg(child.pid, number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, hand_on)
+    try:
+        status = child.wait()
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    return 128 - status if status < 0 else status
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to end this process when its parent ends: a killed dvc leaves nothing running."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGTERM)
+
+
+@contextmanager
+def _locked(path: Path, whom: str) -> Iterator[None]:
+    """Holds a lock file, and says whom it waits for while another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"docker/run: waiting for {whom}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _move_into_place(places: dict[Path, Path]) -> None:
+    """Puts outs where dvc.yaml names them: all of them, or none and what was there stays.
+
+    They first come to lie beside their places, on the tree's own file system, flushed to disk; only when all have done
+    so does each replace what was there, in one rename.
+    """
+    beside = {place: place.with_name(f".{place.name}.incoming") for place in places.values()}
+    try:
+        for written, place in places.items():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _remove(beside[place])
+            shutil.move(written, beside[place])
+            _flush(beside[place])
+    except (OSError, shutil.Error) as error:
+        for path in beside.values():
+            _remove(path)
+        if "No space left" in str(error):
+            raise InputError(f"the disk is full where {place} belongs: free some space and run again; nothing that was "
+                             "there before is lost") from None  # fmt: skip
+        raise
+    for place, path in beside.items():
+        _remove(place)
+        path.rename(place)
+
+
+def _flush(path: Path) -> None:
+    for file in [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

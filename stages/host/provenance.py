@@ -1,0 +1,81 @@
+"""What ran, where and how long: results/timing/<stage>.json, apart from every out."""
+
+import hashlib
+import platform
+import re
+import shutil
+import subprocess
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from stages.harness.errors import InputError
+from stages.harness.jsonl import write_json
+from stages.harness.params import Run
+
+TIMING = Path("results/timing")
+
+
+def determinism(tree: Path) -> dict[str, str]:
+    """docker/determinism.env as a mapping."""
+    lines = (tree / "docker" / "determinism.env").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def write_timing(
+    tree: Path, stage: str, image: str, key: str, settings: Run, measured: dict[str, Any], *, pinned: bool
+) -> None:
+    """Writes a stage's timing record; `measured` is what the stage's own process counted (seconds, MiB, tokens)."""
+    if "tokens" in measured:
+        measured = {**measured, "tokens_per_second": round(measured["tokens"] / max(measured["seconds"], 0.01))}
+    write_json(tree / TIMING / f"{stage}.json", {
+        "stage": stage,
+        "key": key,
+        **measured,
+        "engine": settings.engine,
+        "image": image,
+        "recipe": recipe(tree, image),
+        "pinned": pinned,
+        # What is promised of the bits (README, "What is deterministic"); nothing has been proven for GPUs yet.
+        "level": "bitwise" if settings.gpus == 0 else "unproven",
+        "python": platform.python_version(),
+        "machine": machine(),
+    })  # fmt: skip
+
+
+def recipe(tree: Path, image: str) -> str:
+    """A short hash of all that decides an image: the Dockerfile, the install settings and the image's lock."""
+    files = ("Dockerfile", "uv.toml", f"{image}.lock")
+    return hashlib.sha256(b"".join((tree / "docker" / name).read_bytes() for name in files)).hexdigest()[:16]
+
+
+def differing_versions(lock: Path) -> list[str]:
+    """Packages whose installed version is not the lock's, as `torch 2.12.0 (lock: 2.13.0)`.
+
+    A package that the lock names and this Python has no need of (another platform's) is passed over.
+    """
+    if not lock.is_file():
+        raise InputError(f"{lock} is missing: write it with `docker/lock {lock.stem}`")
+    installed = {re.sub(r"[-_.]+", "-", dist.name).lower(): dist.version for dist in distributions()}
+    pinned: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock.read_text(encoding="utf-8"), re.MULTILINE):
+        pinned.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)
+    return sorted(
+        f"{name} {installed[name]} (lock: {' or '.join(sorted(versions))})"
+        for name, versions in pinned.items()
+        if name in installed and installed[name] not in versions
+    )
+
+
+def machine() -> dict[str, Any]:
+    """The hardware as far as it can shape bits or speed, never the host's name."""
+    described: dict[str, Any] = {"architecture": platform.machine(), "cpu": platform.processor() or "unknown"}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        first = dict(re.findall(r"^(model name|flags)\s*: (.*)$", cpuinfo.read_text().split("\n\n")[0], re.MULTILINE))
+        described["cpu"] = first.get("model name", described["cpu"])
+        described["cpu_flags"] = hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:16]
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        described["gpus"] = subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()
+    return described
