@@ -1,0 +1,295 @@
+r"""Grade-school word problems with worked solutions, and the plain text a small base model reads before them.
+
+It stands in for the hub's data sets where there is no network and only a model of a million weights: the same schemas,
+far easier problems. A score on it says how the methods compare on this corpus and nothing about GSM8K itself: the
+language is a few templates, the numbers run from 2 to 10, and the test set asks the families that training has shown.
+
+The splits are kept apart by construction. Of each family with two or more steps, every tuple of numbers that it can
+take is listed, shuffled with a fixed seed and cut into the splits, so a tuple lives in one split only. A family of one
+step has too few tuples for that (`shared_facts` counts the overlap); its choices of phrasing and words are listed,
+shuffled and cut instead. Either way no two splits can hold the same question. Small talk is cut like phrasings.
+
+Everything follows from string seeds and the standard library's Mersenne twister: the same text on every platform.
+"""
+
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, TypeVar
+
+from stages.corpus.procedural_chat import CHATS
+from stages.corpus.procedural_families import FAMILIES, Family, Problem
+from stages.harness.errors import InputError
+
+__all__ = [
+    "DOCUMENT_KINDS", "FAMILIES", "SPLITS", "STEP_COUNTS", "Family", "Problem",
+    "as_dapo", "as_gsm8k", "as_openmathreasoning", "chat_rows", "pretraining_documents", "problems", "row_id",
+    "shared_facts",
+]  # fmt: skip
+
+# Per cent of every space. Training text takes most, and validation only chooses settings. A fifth leaves the test set
+# about 8,000 tuples of its own: repeats are rare but for two steps, which has some 590 and tells them again after that.
+SPLIT_PER_CENT = {"pretraining": 40, "train": 30, "validation": 10, "test": 20}
+SPLITS = ("pretraining", "train", "validation", "test")
+STEP_COUNTS = tuple(sorted({len(family.steps) for family in FAMILIES}))
+CORPUS_SEED = "mathmind corpus 1"  # decides which split holds what: another seed is another benchmark
+SHARE_TOLERANCE = 1e-6
+
+T = TypeVar("T")
+
+
+def problems(split: str, count: int, seed: int, step_shares: Mapping[int, float]) -> list[Problem]:
+    """`count` distinct problems of a split in random order, `step_shares` of them with each number of steps.
+
+    Families with the same number of steps get equal parts; in each, no tuple of numbers is told again before all are.
+    Raises InputError for an unknown split or number of steps, shares that do not sum to 1, or too few problems.
+    """
+    _check(split, count)
+    rng = random.Random(f"{CORPUS_SEED}/problems/{split}/{seed}")
+    drawn = []
+    for steps, wanted in _apportion(count, step_shares, STEP_COUNTS, "step_shares").items():
+        families = [family for family in FAMILIES if len(family.steps) == steps]
+        room = {family: len(_numbers(family, split)) * len(_fillings(family, split)) for family in families}
+        for family, part in _spread(wanted, room, f"{split}, {steps} steps").items():
+            drawn.extend(_told(family, split, part, rng))
+    rng.shuffle(drawn)
+    return drawn
+
+
+def shared_facts(a: Iterable[Problem], b: Iterable[Problem]) -> int:
+    """How many one-step facts, a family with its numbers, occur on both sides."""
+    facts = [{(problem.family, problem.numbers) for problem in side if problem.steps == 1} for side in (a, b)]
+    return len(facts[0] & facts[1])
+
+
+def row_id(split: str, index: int) -> str:
+    """The name of a row, such as `train-000017`."""
+    return f"{split}-{index:06d}"
+
+
+def as_gsm8k(problem: Problem, identity: str) -> dict[str, Any]:
+    """A row in the schema of openai/gsm8k: the working carries the calculator's marks."""
+    answer = f"{problem.marked_working}\n#### {problem.answer}"
+    return _row(problem, identity, {"question": problem.question, "answer": answer})
+
+
+def as_openmathreasoning(problem: Problem, identity: str) -> dict[str, Any]:
+    """A row in the schema of nvidia/OpenMathReasoning: the solution ends in a box, the answer is text."""
+    solution = _boxed(problem)
+    expected = str(problem.answer)
+    told = {"problem": problem.question, "generated_solution": solution, "expected_answer": expected}
+    return _row(problem, identity, told)
+
+
+def as_dapo(problem: Problem, identity: str) -> dict[str, Any]:
+    """A row in the schema of open-r1/DAPO-Math-17k-Processed: a prompt and its answer as text, no working."""
+    return _row(problem, identity, {"prompt": problem.question, "solution": str(problem.answer)})
+
+
+def chat_rows(split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` distinct ShareGPT rows of small talk in random order, all kinds in equal parts while they last.
+
+    Raises InputError for an unknown split, or when the split holds fewer rows.
+    """
+    _check(split, count)
+    rng = random.Random(f"{CORPUS_SEED}/chat/{split}/{seed}")
+    room = {kind: len(_exchanges(kind, split)) for kind in CHATS}
+    drawn = []
+    for kind, part in _spread(count, room, f"{split}, chat").items():
+        drawn.extend(rng.sample(_exchanges(kind, split), part))
+    rng.shuffle(drawn)
+    return [
+        {"conversations": [{"from": "human", "value": request}, {"from": "gpt", "value": reply}]}
+        for request, reply in drawn
+    ]
+
+
+def _row(problem: Problem, identity: str, told: dict[str, str]) -> dict[str, Any]:
+    return {"id": identity, **told, "family": problem.family, "steps": problem.steps}
+
+
+# What the base model reads. Each kind tells one problem of the split "pretraining"; "arithmetic" and "chat" tell none.
+
+
+def _worked(problem: Problem, rng: random.Random) -> str:
+    return f"Question: {problem.question}\nAnswer: {problem.working}\n#### {problem.answer}"
+
+
+def _tagged(problem: Problem, rng: random.Random) -> str:
+    working = f"<start_working_out>\n{problem.working}\n<end_working_out>"
+    return f"{problem.question}\n{working}\n<SOLUTION>{problem.answer}</SOLUTION>"
+
+
+def _boxed_document(problem: Problem, rng: random.Random) -> str:
+    return f"{problem.question}\n{_boxed(problem)}"
+
+
+def _terse_chat(problem: Problem, rng: random.Random) -> str:
+    """The bare answer, half the time a wrong one: a near miss or a number of the question."""
+    answer = problem.answer
+    if rng.random() < 0.5:
+        near = [answer + miss for miss in (-10, -2, -1, 1, 2, 10)]
+        answer = rng.choice([wrong for wrong in (*near, *problem.numbers) if wrong > 0 and wrong != answer])
+    return _chatml(problem.question, str(answer))
+
+
+def _story(problem: Problem, rng: random.Random) -> str:
+    """The statement without its question."""
+    return problem.question.rpartition(". ")[0] + "."
+
+
+PROBLEM_DOCUMENTS = {
+    "worked": _worked, "tagged": _tagged, "boxed": _boxed_document, "terse_chat": _terse_chat, "stories": _story,
+}  # fmt: skip
+DOCUMENT_KINDS = (*PROBLEM_DOCUMENTS, "arithmetic", "chat")
+
+
+def pretraining_documents(
+    count: int, seed: int, shares: Mapping[str, float], step_shares: Mapping[int, float]
+) -> list[dict[str, str]]:
+    """`count` texts {"kind", "text"} in random order, `shares` of them of each of DOCUMENT_KINDS.
+
+    No problem is told twice, and all come from the split "pretraining"; `step_shares` holds over all kinds together.
+    Raises InputError for an unknown kind, shares that do not sum to 1, or too few problems or chats.
+    """
+    _check("pretraining", count)
+    quotas = _apportion(count, shares, DOCUMENT_KINDS, "shares")
+    rng = random.Random(f"{CORPUS_SEED}/documents/{seed}")
+    told = iter(problems("pretraining", sum(quotas.get(kind, 0) for kind in PROBLEM_DOCUMENTS), seed, step_shares))
+    documents = []
+    for kind, quota in quotas.items():
+        if kind == "arithmetic":
+            texts = [_arithmetic(rng) for _ in range(quota)]
+        elif kind == "chat":
+            talks = [row["conversations"] for row in chat_rows("pretraining", quota, seed)]
+            texts = [_chatml(request["value"], reply["value"]) for request, reply in talks]
+        else:
+            texts = [PROBLEM_DOCUMENTS[kind](next(told), rng) for _ in range(quota)]
+        documents.extend({"kind": kind, "text": text} for text in texts)
+    rng.shuffle(documents)
+    return documents
+
+
+def _boxed(problem: Problem) -> str:
+    return f"{problem.working}\n\\boxed{{{problem.answer}}}"
+
+
+def _chatml(request: str, reply: str) -> str:
+    return f"<|im_start|>user\n{request}<|im_end|>\n<|im_start|>assistant\n{reply}<|im_end|>"
+
+
+CHAIN_LENGTHS = range(3, 9)
+CHAIN_SIGNS = "+++---*/"  # there are far more sums than table facts, so sums come up more often
+LINES_SHARE = 0.25  # of the chains stand one fact a line, as working does
+
+
+def _arithmetic(rng: random.Random) -> str:
+    """A chain of true equations; about half carry on from the last result, as the steps of a working do.
+
+    The equations are single facts, without words, from every working that any split can hold: arithmetic is common
+    knowledge here, and what is held out is how a story calls for it.
+    """
+    facts = []
+    for _ in range(rng.choice(CHAIN_LENGTHS)):
+        sign = rng.choice(CHAIN_SIGNS)
+        carried = _facts(sign, facts[-1][-1]) if facts and rng.random() < 0.5 else []
+        left, right, result = rng.choice(carried or _facts(sign))
+        facts.append((left, sign, right, result))
+    between = "\n" if rng.random() < LINES_SHARE else " "
+    return between.join(f"{left}{sign}{right}={result}." for left, sign, right, result in facts)
+
+
+@cache
+def _facts(sign: str, first: int | None = None) -> list[tuple[int, int, int]]:
+    """All (left, right, result) with this sign, and this left, that occur in some working, in ascending order."""
+    if first is not None:
+        return [fact for fact in _facts(sign) if fact[0] == first]
+    solved = (family.solve(numbers) for family in FAMILIES for numbers in _space(family))
+    return sorted({(left, right, result) for steps in solved for left, step, right, result in steps if step == sign})
+
+
+def _told(family: Family, split: str, count: int, rng: random.Random) -> list[Problem]:
+    """`count` distinct problems of a family, spread evenly over the split's tuples of numbers."""
+    numbers = rng.sample(_numbers(family, split), len(_numbers(family, split)))
+    each, over = divmod(count, len(numbers))
+    told = []
+    for index, chosen in enumerate(numbers):
+        for filling in rng.sample(_fillings(family, split), each + (index < over)):
+            told.append(family.problem(chosen, filling))
+    return told
+
+
+@cache
+def _space(family: Family) -> list[tuple[int, ...]]:
+    return family.numbers()
+
+
+@cache
+def _numbers(family: Family, split: str) -> Sequence[tuple[int, ...]]:
+    """The tuples of numbers that a split may tell: all of a one-step family, the split's own of any other."""
+    return _space(family) if len(family.steps) == 1 else _divide(_space(family), f"numbers/{family.name}")[split]
+
+
+@cache
+def _fillings(family: Family, split: str) -> Sequence[int]:
+    """The choices of phrasing and words that a split may use: its own of a one-step family, all of any other."""
+    every = range(family.fillings)
+    return _divide(every, f"fillings/{family.name}")[split] if len(family.steps) == 1 else every
+
+
+@cache
+def _exchanges(kind: str, split: str) -> Sequence[tuple[str, str]]:
+    return _divide(list(CHATS[kind]()), f"chat/{kind}")[split]
+
+
+def _divide(space: Sequence[T], name: str) -> dict[str, list[T]]:
+    """Cuts a whole finite space into the splits, each item into exactly one, the same way every time."""
+    shuffled = list(space)
+    random.Random(f"{CORPUS_SEED}/{name}").shuffle(shuffled)
+    parts, start, per_cent = {}, 0, 0
+    for split in SPLITS:
+        per_cent += SPLIT_PER_CENT[split]
+        end = len(shuffled) * per_cent // 100
+        parts[split], start = shuffled[start:end], end
+    return parts
+
+
+def _spread(count: int, room: Mapping[T, int], what: str) -> dict[T, int]:
+    """Equal parts of `count` for all, none above its room: the smallest fill up first. InputError if all are full."""
+    if count > sum(room.values()):
+        raise InputError(f"{what} asks for {count} but only {sum(room.values())} exist: ask for fewer")
+    parts, left = {}, count
+    smallest_first = sorted(room, key=room.__getitem__)
+    for place, key in enumerate(smallest_first):
+        parts[key] = min(room[key], -(-left // (len(room) - place)))
+        left -= parts[key]
+    return {key: parts[key] for key in room}
+
+
+def _apportion(count: int, shares: Mapping[T, float], known: Sequence[T], what: str) -> dict[T, int]:
+    """Whole parts of `count` in these shares: largest remainder, the earlier of `known` first among equals.
+
+    Raises InputError for an unknown key, a negative share, or shares that do not sum to 1.
+    """
+    for key, share in shares.items():
+        if key not in known:
+            raise InputError(f"{what}: {key!r} is unknown: use {', '.join(map(str, known))}")
+        if share < 0:
+            raise InputError(f"{what}: the share of {key} must not be negative, found {share}")
+    total = math.fsum(shares.values())
+    if not abs(total - 1) <= SHARE_TOLERANCE:
+        raise InputError(f"{what} must sum to 1 but sum to {total:g}")
+    exact = {key: count * shares[key] / total for key in known if key in shares}
+    parts = {key: int(value) for key, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda key: parts[key] - exact[key])
+    for key in by_remainder[: count - sum(parts.values())]:
+        parts[key] += 1
+    return parts
+
+
+def _check(split: str, count: int) -> None:
+    if split not in SPLITS:
+        raise InputError(f"split {split!r} is unknown: use {', '.join(SPLITS)}")
+    if count < 0:
+        raise InputError(f"{split} asks for {count}: ask for none or more")
