@@ -1,0 +1,118 @@
+"""Rows in, scores out."""
+
+from fractions import Fraction
+
+import pytest
+
+from stages.harness.errors import InputError
+from stages.scoring.bleu import corpus_bleu
+from stages.scoring.statistics import wilson
+from stages.scoring.verdicts import Verdict, by_steps, join, judge, model_scores
+
+GOLD = [
+    {"id": "p1", "question": "?", "answer": "9 * 2 = <<9*2=18>>18\n#### 18"},
+    {"id": "p2", "question": "?", "answer": "2 * 5 = <<2*5=10>>10\n10 * 108 = <<10*108=1080>>1,080\n#### 1,080"},
+    {"id": "p3", "question": "?", "answer": "3 + 4 = <<3+4=7>>7\n#### 7"},
+    {"id": "p4", "question": "?", "answer": "It is 5.\n#### 5"},
+]
+PREDICTIONS = [
+    {"id": "p1", "completion": "9 * 2 = 18\n#### 18", "finish_reason": "stop"},
+    {"id": "p2", "completion": r"so it is \boxed{\$1{,}080}", "finish_reason": "stop"},
+    {"id": "p3", "completion": "<SOLUTION>8</SOLUTION>", "finish_reason": "stop"},
+    {"id": "p4", "completion": "It is 5", "finish_reason": "length"},
+]
+
+
+@pytest.mark.parametrize(
+    ("completion", "verdict"),
+    [
+        ("<SOLUTION>18</SOLUTION>", Verdict("18", True, True, True)),
+        ("#### $18.00 per day", Verdict("$18.00 per day", True, True, True)),
+        (r"$\boxed{18}$ for 9 eggs", Verdict("18", True, False, True)),
+        ("#### 19", Verdict("19", False, False, True)),
+        ("#### 19 and then 18", Verdict("19 and then 18", False, True, False)),
+        ("It is 18.", Verdict(None, False, True, False)),
+        ("<SOLUTION></SOLUTION>", Verdict("", False, False, False)),
+        ("<SOLUTION>18", Verdict(None, False, True, False)),
+        ("", Verdict(None, False, False, False)),
+    ],
+)
+def test_a_completion_is_judged_strictly_and_flexibly(completion, verdict):
+    assert judge(completion, Fraction(18)) == verdict
+
+
+def test_a_models_object_has_exactly_the_fields_of_metrics_json():
+    scores = model_scores(PREDICTIONS, GOLD, seed=1, resamples=50)
+    low, high = wilson(2, 4)
+    assert list(scores) == [
+        "pass_at_1", "pass_at_1_low", "pass_at_1_high", "pass_at_1_flexible",
+        "bleu", "bleu_low", "bleu_high", "bleu_raw", "unparsed", "truncated", "n",
+    ]  # fmt: skip
+    assert (scores["pass_at_1"], scores["pass_at_1_flexible"], scores["n"]) == (0.5, 0.75, 4)
+    assert (scores["pass_at_1_low"], scores["pass_at_1_high"]) == (round(low, 6), round(high, 6))
+    assert (scores["unparsed"], scores["truncated"]) == (0.25, 0.25)
+    assert scores["bleu_low"] <= scores["bleu"] <= scores["bleu_high"]
+    raw, _ = corpus_bleu([row["completion"] for row in PREDICTIONS], [row["answer"] for row in GOLD])
+    assert scores["bleu_raw"] == round(raw, 6)
+    assert all(value == round(value, 6) for value in scores.values())
+
+
+def test_the_same_rows_and_seed_give_the_same_object():
+    assert model_scores(PREDICTIONS, GOLD, seed=1) == model_scores(PREDICTIONS[::-1], GOLD, seed=1)
+
+
+def test_gold_answers_as_predictions_score_one():
+    scores = model_scores([{"completion": row["answer"]} for row in GOLD], GOLD, seed=1, resamples=20)
+    assert scores["pass_at_1"] == scores["pass_at_1_flexible"] == scores["bleu_raw"] == 1
+    assert scores["unparsed"] == scores["truncated"] == 0
+
+
+def test_scores_by_steps_count_the_marks_or_take_the_rows_word():
+    assert by_steps(PREDICTIONS, GOLD) == {
+        "0": {"pass_at_1": 0.0, "n": 1},
+        "1": {"pass_at_1": 0.5, "n": 2},
+        "2": {"pass_at_1": 1.0, "n": 1},
+    }
+    counted = [row | {"steps": steps} for row, steps in zip(GOLD, [10, 2, 2, 10], strict=True)]
+    assert by_steps(PREDICTIONS, counted) == {"2": {"pass_at_1": 0.5, "n": 2}, "10": {"pass_at_1": 0.5, "n": 2}}
+
+
+def without_ids(rows: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "id"} for row in rows]
+
+
+def test_rows_join_by_id_in_the_gold_order():
+    assert join(PREDICTIONS[::-1], GOLD) == list(zip(PREDICTIONS, GOLD, strict=True))
+    numbered = [row | {"id": number} for number, row in enumerate(GOLD)]
+    as_text = [row | {"id": str(number)} for number, row in enumerate(PREDICTIONS)]
+    assert [row["id"] for _, row in join(as_text[::-1], numbered)] == [0, 1, 2, 3]
+
+
+def test_rows_without_ids_join_by_order():
+    for predictions, gold in [(PREDICTIONS, without_ids(GOLD)), (without_ids(PREDICTIONS), GOLD)]:
+        assert join(predictions, gold) == list(zip(predictions, gold, strict=True))
+
+
+def test_ids_that_are_row_numbers_find_their_rows():
+    shuffled = [PREDICTIONS[number] | {"id": number} for number in (2, 0, 3, 1)]
+    assert [prediction["id"] for prediction, _ in join(shuffled, without_ids(GOLD))] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "gold", "message"),
+    [
+        ([], [], "no predictions"),
+        (PREDICTIONS[:3], GOLD, "3 predictions for 4 gold rows"),
+        (PREDICTIONS[:3] + [{"id": "p9", "completion": ""}], GOLD, "prediction row 4: the gold rows have no id 'p9'"),
+        (PREDICTIONS[:3] + PREDICTIONS[:1], GOLD, "prediction row 4: id 'p1' has come before"),
+        (PREDICTIONS, GOLD[:3] + GOLD[:1], "gold row 4: id 'p1' has come before"),
+        (PREDICTIONS[:3] + [{"completion": ""}], GOLD, "prediction row 4 has no id"),
+        (PREDICTIONS[:1] + [{"id": "p2"}] + PREDICTIONS[2:], GOLD, "prediction row 2: 'completion' is missing"),
+        ([{"id": "p1", "completion": None}] + PREDICTIONS[1:], GOLD, "prediction row 1: 'completion'"),
+        (PREDICTIONS, GOLD[:3] + [{"id": "p4", "question": "?"}], "gold row 4: 'answer' is missing"),
+        (PREDICTIONS, GOLD[:3] + [{"id": "p4", "answer": "#### five"}], "gold row 4: the gold answer '#### five'"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(predictions, gold, message):
+    with pytest.raises(InputError, match=message):
+        model_scores(predictions, gold, seed=1, resamples=5)
