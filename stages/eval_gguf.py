@@ -1,0 +1,92 @@
+"""eval-gguf: what export and quantisation cost: each GGUF form's greedy answers through llama.cpp.
+
+The model is asked exactly as eval asked it, so that the same text can be expected: `same_text` is the share of answers
+that are letter for letter those of the merged model.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from stages.corpus.chat_format import STOP_TEXTS, render
+from stages.harness import measures
+from stages.harness.errors import InputError
+from stages.harness.jsonl import read_json, read_rows, write_json, write_rows
+from stages.harness.params import StageParams
+from stages.inference.engine import Sampling
+from stages.inference.llama_cpp_engine import LlamaCppEngine
+from stages.scoring.answers import gold_answer
+from stages.scoring.verdicts import judge, model_scores
+
+DIGITS = 6
+
+
+class Params(StageParams):
+    """Greedy; every form answers the same problems."""
+
+    seed: int  # draws the bootstrap of BLEU's interval
+    scored: Literal["f16", "q8_0", "q4_k_m"]
+    problems: int = Field(gt=0)
+    max_new_tokens: int = Field(gt=0)
+    sequences: int = Field(gt=0)
+    context: int = Field(gt=0)
+    threads: int = Field(gt=0)
+
+
+def run(p: Params, *, gguf: Path, mix: Path, reference: Path, out_metrics: Path, out_predictions: Path) -> None:
+    """Writes the scored form's scores, every form's beside the merged model's text, and one row an answer and form."""
+    merged = list(read_rows(reference))[: p.problems]
+    test = list(read_rows(mix / "test.jsonl"))[: len(merged)]
+    forms = [file.stem for file in sorted(gguf.glob("*.gguf"))]
+    if p.scored not in forms:
+        raise InputError(f"{gguf} has no {p.scored}.gguf, which eval_gguf.scored names: add it to gguf_export.files")
+
+    name = merged[0]["prompt"]
+    answers = {form: _answers(p, gguf / f"{form}.gguf", name, mix, test) for form in forms}
+    scores = {form: model_scores(rows, test, seed=p.seed) for form, rows in answers.items()}
+    tensors = read_json(gguf / "tensors.json")
+    write_rows(out_predictions, (row for form in forms for row in answers[form]))
+    write_json(out_metrics, {
+        "prompt": name,
+        "form": p.scored,
+        "scores": scores[p.scored],
+        "forms": {
+            form: {
+                "pass_at_1": scores[form]["pass_at_1"],
+                "same_text": round(_same(answers[form], merged) / len(merged), DIGITS),
+                "n": len(merged),
+                "mib": round((gguf / f"{form}.gguf").stat().st_size / 2**20, 3),
+                "tensors": tensors.get(form, {}),
+            }
+            for form in forms
+        },
+    })  # fmt: skip
+    measures.note(tokens=sum(row["tokens"] for rows in answers.values() for row in rows))
+
+
+def _answers(p: Params, file: Path, name: str, mix: Path, test: list[dict]) -> list[dict]:
+    """One form's answers; a base model, which carries no template, is asked in the way named."""
+    engine = LlamaCppEngine(file, p.sequences, p.context, p.threads)
+    template = engine.template or (mix / "prompts" / f"{name}.jinja").read_text(encoding="utf-8")
+    completions = engine.generate([render(template, row["question"]) for row in test], Sampling(p.max_new_tokens))
+    engine.close()
+    rows = []
+    for row, completion in zip(test, completions, strict=True):
+        text = completion.text.partition(STOP_TEXTS[name])[0] if name in STOP_TEXTS else completion.text
+        verdict = judge(text, gold_answer(row["answer"]))
+        rows.append({
+            "id": row["id"],
+            "form": file.stem,
+            "completion": text,
+            "answer": verdict.answer,
+            "correct": verdict.correct,
+            "correct_flexible": verdict.correct_flexible,
+            "finish_reason": completion.finish_reason,
+            "tokens": completion.tokens,
+        })  # fmt: skip
+    return rows
+
+
+def _same(rows: list[dict], merged: list[dict]) -> int:
+    return sum(row["completion"] == reference["completion"] for row, reference in zip(rows, merged, strict=True))

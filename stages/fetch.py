@@ -1,0 +1,114 @@
+"""fetch: brings every source to data/raw/, one folder each, and writes down what it got.
+
+A source is made by the generator, copied from a file the user keeps, or downloaded from the hub at a pinned commit.
+Whatever it is, its rows are checked against its schema here, so that no later stage meets a row without its fields.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stages.corpus import procedural, schemas
+from stages.harness import measures
+from stages.harness.errors import InputError
+from stages.harness.jsonl import write_json, write_rows
+from stages.harness.params import StageParams
+
+
+class Source(StageParams):
+    """Where one source comes from; `none` leaves it out."""
+
+    kind: Literal["generator", "local", "hub", "none"]
+    schema_: schemas.Schema = Field(alias="schema")
+    rows: int | None = Field(gt=0)  # generator: how many to make; local and hub: keep the first so many (null: all)
+    split: str | None  # generator: pretraining, train, validation or test; hub: the dataset's split
+    file: str | None  # local: the file's name below run.local_files
+    sha256: str | None  # local: what its bytes must be
+    repo: str | None  # hub: the dataset's name; its commit stands in params/sources.lock.yaml
+    config: str | None  # hub: the dataset's configuration
+
+
+class Params(StageParams):
+    """`steps` and `documents` shape what the generator makes: shares, each summing to 1."""
+
+    seed: int
+    steps: dict[int, float]  # share of problems by number of steps
+    pretraining_steps: dict[int, float]  # the same, in what the base model reads
+    documents: dict[str, float]  # share of each kind of document in what the base model reads
+    sources: dict[str, Source]
+
+
+def run(p: Params, *, sources_lock: Path, local_files: Path, out: Path) -> None:
+    """Writes out/<source>/rows.jsonl and out/sources.json (kind, schema, rows, revision, sha256 of each)."""
+    account = {}
+    for name, source in p.sources.items():
+        if source.kind == "none":
+            continue
+        rows = out / name / "rows.jsonl"
+        match source.kind:
+            case "generator":
+                write_rows(rows, _generate(p, name, source))
+            case "local":
+                _copy(name, source, local_files, rows)
+            case "hub":
+                raise InputError(f"params.yaml: fetch.sources.{name}: hub sources are not there yet: use kind local")
+        account[name] = {
+            "kind": source.kind,
+            "schema": source.schema_,
+            "rows": schemas.check_rows(rows, source.schema_),
+            "revision": None,
+            "sha256": _sha256(rows),
+        }
+    if not account:
+        raise InputError("params.yaml: fetch.sources names no source: give at least one a kind other than none")
+    measures.note(rows=sum(entry["rows"] for entry in account.values()))
+    write_json(out / "sources.json", account)
+
+
+def _generate(p: Params, name: str, source: Source) -> Iterator[dict[str, Any]]:
+    """Rows in the source's schema; each source draws from its split with a seed of its own."""
+    if source.rows is None or source.split is None:
+        raise InputError(f"params.yaml: fetch.sources.{name}: a generator source needs rows and split")
+    seed = p.seed + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
+    match source.schema_:
+        case "documents":
+            rows = procedural.pretraining_documents(source.rows, seed, p.documents, p.pretraining_steps)
+        case "sharegpt":
+            rows = procedural.chat_rows(source.split, source.rows, seed)
+        case "gsm8k" | "openmathreasoning" | "dapo" as schema:
+            emit = {"gsm8k": procedural.as_gsm8k, "openmathreasoning": procedural.as_openmathreasoning}
+            made = procedural.problems(source.split, source.rows, seed, p.steps)
+            rows = (emit.get(schema, procedural.as_dapo)(problem, "") for problem in made)
+        case schema:
+            raise InputError(f"params.yaml: fetch.sources.{name}: the generator makes no {schema}: choose another schema")
+    for number, row in enumerate(rows):
+        yield {**row, "id": procedural.row_id(name, number)}
+
+
+def _copy(name: str, source: Source, local_files: Path, rows: Path) -> None:
+    """Copies a user's file after checking that its bytes are the ones the parameters mean."""
+    if source.file is None or source.sha256 is None:
+        raise InputError(f"params.yaml: fetch.sources.{name}: a local source needs file and sha256")
+    path = local_files / source.file
+    if not path.is_file():
+        raise InputError(f"{path} is missing: put the file of source {name} there (run.local_files says where)")
+    if (found := _sha256(path)) != source.sha256:
+        raise InputError(
+            f"{path} has sha256 {found}, params.yaml's fetch.sources.{name} wants {source.sha256}: "
+            "get the right file, or write its sha256 there"
+        )
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    if source.rows is None:
+        shutil.copyfile(path, rows)
+    else:
+        with path.open("rb") as lines, rows.open("wb") as file:
+            file.writelines(line for line, _ in zip(lines, range(source.rows)))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

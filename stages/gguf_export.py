@@ -1,0 +1,103 @@
+"""gguf-export: one model in llama.cpp's format, whole and quantised.
+
+Converter, quantiser and runtime come from one llama.cpp commit. The name in the file is the model's, not the folder's
+that it happened to lie in, and nothing else of the machine enters, so the bytes are the same everywhere.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from stages.harness import measures
+from stages.harness.errors import InputError
+from stages.harness.jsonl import write_json
+from stages.harness.params import StageParams
+
+QUANTISED = {"q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
+K_QUANT_ROW = 256  # K-quants hold rows in blocks of so many weights; other rows fall back to a plainer type
+
+
+class Params(StageParams):
+    """`files` names what is made beside f16."""
+
+    name: str  # general.name in the files: the name of the family of models
+    files: tuple[Literal["f16", "q8_0", "q4_k_m"], ...] = Field(strict=False)
+
+
+def run(p: Params, *, model: Path, out: Path) -> None:
+    """Writes out/f16.gguf, its quantised forms, and out/tensors.json: how many tensors each form holds in what type."""
+    out.mkdir(parents=True)
+    whole = out / "f16.gguf"
+    convert(model, whole, p.name)
+    for form in p.files:
+        if form != "f16":
+            quantise(whole, out / f"{form}.gguf", form)
+    counts = {form: tensor_types(out / f"{form}.gguf") for form in p.files}
+    write_json(out / "tensors.json", counts)
+    if fallen := fallen_back(counts.get("q4_k_m", {})):
+        measures.note(q4_k_m_fallback_tensors=fallen)
+        print(f"gguf-export: {fallen} of {sum(counts['q4_k_m'].values())} tensors of {model} fell back from q4_k_m: "
+              f"their rows are no multiple of {K_QUANT_ROW}")  # fmt: skip
+
+
+def convert(model: Path, file: Path, name: str) -> None:
+    """Writes a Hugging Face model folder as a 16-bit GGUF file.
+
+    The tokenizer that base-model trains has Qwen2's pre-tokenizer; llama.cpp knows tokenizers by a hash of what they do
+    to one text, in which ours differs from Qwen's own by its vocabulary, so the name is given instead of looked up.
+    """
+    import logging
+
+    import gguf
+    import torch
+    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+
+    logging.getLogger("hf-to-gguf").setLevel(logging.WARNING)
+    if not (model / "config.json").is_file():
+        raise InputError(f"{model} holds no model (no config.json): run the stage that writes it")
+    architecture = get_model_architecture(ModelBase.load_hparams(model, False), ModelType.TEXT)
+    known = get_model_class(architecture)
+
+    class Named(known):
+        model_arch = known.model_arch
+
+        def get_vocab_base_pre(self, tokenizer) -> str:
+            return "qwen2"
+
+        def set_vocab(self) -> None:
+            self._set_vocab_gpt2()
+
+        def set_gguf_parameters(self) -> None:
+            super().set_gguf_parameters()
+            self.gguf_writer.add_add_bos_token(False)
+
+    with torch.inference_mode():
+        Named(model, gguf.LlamaFileType.MOSTLY_F16, file, model_name=name).write()
+
+
+def quantise(whole: Path, file: Path, form: str) -> None:
+    """Writes a quantised form of a 16-bit GGUF file."""
+    import llama_cpp
+
+    global _log
+    _log = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(_log, None)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, QUANTISED[form])
+    params.nthread = 1
+    if llama_cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), params):
+        raise RuntimeError(f"llama.cpp could not quantise {whole} to {form}")
+
+
+def tensor_types(file: Path) -> dict[str, int]:
+    """How many tensors a GGUF file holds in each type."""
+    import gguf
+
+    types = [tensor.tensor_type.name for tensor in gguf.GGUFReader(file).tensors]
+    return {name: types.count(name) for name in sorted(set(types))}
+
+
+def fallen_back(types: dict[str, int]) -> int:
+    """How many tensors of a q4_k_m file are in a type that is neither a K-quant nor kept whole on purpose."""
+    return sum(count for name, count in types.items() if not name.endswith("_K") and name not in ("F32", "F16"))

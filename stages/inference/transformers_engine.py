@@ -1,0 +1,58 @@
+"""Generation with transformers' own `generate`: the reference engine, on a CPU or a GPU."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.harness.arithmetic import use_portable_products
+from stages.harness.progress import progress
+from stages.inference.engine import Completion, Sampling
+
+
+class TransformersEngine:
+    """A model folder in memory; prompts run in batches of like length, padded on the left."""
+
+    def __init__(self, folder: Path, batch_size: int) -> None:
+        """16-bit weights stay so on a GPU and are widened to 32 bits on a CPU, which computes faster so."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        use_portable_products()
+        gpu = torch.cuda.is_available()
+        self.batch_size = batch_size
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if gpu else torch.float32)
+        self.model.to("cuda" if gpu else "cpu").eval()
+        self.template = self.tokenizer.chat_template
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
+        """See Engine. Sampling draws from torch's generator, seeded here, so the same call gives the same answers."""
+        import torch
+        from transformers import GenerationConfig
+
+        torch.manual_seed(sampling.seed)
+        stops = self.model.generation_config.eos_token_id
+        config = GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=sampling.temperature > 0,
+            eos_token_id=stops,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **({"temperature": sampling.temperature, "top_k": 0} if sampling.temperature > 0 else {}),
+        )
+        ids = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        completions: dict[int, Completion] = {}
+        with progress("generate", len(ids)) as advance, torch.inference_mode():
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                inputs = self.tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt")
+                inputs = inputs.to(self.model.device)
+                outputs = self.model.generate(**inputs, generation_config=config)
+                for index, row in zip(batch, outputs[:, inputs["input_ids"].shape[1] :].tolist()):
+                    completions[index] = self._completion(row, stops)
+                advance(len(batch))
+        return [completions[index] for index in range(len(ids))]
+
+    def _completion(self, row: list[int], stops: list[int]) -> Completion:
+        end = next((place for place, token in enumerate(row) if token in stops), None)
+        text = self.tokenizer.decode(row[:end], skip_special_tokens=True)
+        return Completion(text, "length" if end is None else "stop", len(row) if end is None else end + 1)

@@ -1,0 +1,51 @@
+"""orpo: one supervised run that also pushes a worse answer away (Hong et al. 2024, arXiv 2403.07691).
+
+Its loss is that of the chosen answer plus `beta` times the log odds of chosen over rejected; no reference model. Prompts
+are in the Alpaca form. The likelihood term of trl's trainer covers prompt and answer.
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from stages.corpus.marks import TEXT_END
+from stages.harness import measures
+from stages.training.curves import Curve, recorder
+from stages.training.trainer import Lora, Optimisation, arguments, dataset, train
+
+
+class Params(Optimisation):
+    """See params/report-t4.yaml for the report's values."""
+
+    lora: Lora
+    beta: float = Field(gt=0)  # weight of the odds-ratio term
+    max_length: int = Field(gt=0)  # tokens of prompt and answer; preference-pairs drops longer pairs
+
+
+def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
+    """Writes the adapter with its tokenizer, and the training curve."""
+    from transformers import set_seed
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    from stages.training.models import load_base, load_tokenizer, lora, save_adapter
+
+    set_seed(p.seed)  # before the adapter is drawn: trl sets it only afterwards
+    curve = Curve()
+    tokenizer = load_tokenizer(base, pairs / "chat_template.jinja", ends_with=TEXT_END)
+    trainer = ORPOTrainer(
+        model=load_base(base),
+        args=ORPOConfig(
+            **arguments(p, checkpoints),
+            beta=p.beta,
+            max_length=p.max_length,
+            remove_unused_columns=False,
+        ),
+        train_dataset=dataset(pairs / "train.jsonl", ("prompt", "chosen", "rejected")),
+        processing_class=tokenizer,
+        peft_config=lora(**p.lora.model_dump()),
+    )
+    trainer.add_callback(recorder(curve, "orpo", trainer.args.max_steps))
+    train(trainer, checkpoints)
+    save_adapter(trainer.model, tokenizer, out)
+    curve.write(out_curve)
+    measures.note(steps=trainer.state.global_step)

@@ -1,0 +1,70 @@
+"""qlora: the long supervised run of the report (Dettmers et al. 2023): LoRA on a base held in 4-bit NF4.
+
+ChatML without a system message, on reasoning and chat rows; loss on the assistant's tokens alone. Validation loss stops
+it early, and the best checkpoint is what stays.
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from stages.corpus.marks import TURN_END
+from stages.harness import measures
+from stages.training.curves import Curve, recorder
+from stages.training.trainer import Lora, Optimisation, arguments, dataset, tokens_seen, train
+
+
+class Params(Optimisation):
+    """See params/report-t4.yaml for the report's values."""
+
+    lora: Lora
+    max_length: int = Field(gt=0)  # tokens; prepare-mix drops longer rows
+    eval_every: int = Field(gt=0)  # steps; save_every must be a multiple of it, so that the best checkpoint is there
+    early_stopping_patience: int = Field(gt=0)  # evaluations without a better validation loss
+
+
+def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
+    """Writes the best adapter with its tokenizer, and the training curve."""
+    import torch
+    from transformers import EarlyStoppingCallback, set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from stages.training.models import load_base, load_tokenizer, lora, save_adapter
+
+    set_seed(p.seed)  # before the adapter is drawn: trl sets it only afterwards
+    curve = Curve()
+    tokenizer = load_tokenizer(base, mix / "qlora" / "chat_template.jinja", ends_with=TURN_END)
+    trainer = SFTTrainer(
+        model=load_base(base, nf4=True),
+        args=SFTConfig(
+            **arguments(p, checkpoints),
+            max_length=p.max_length,
+            assistant_only_loss=True,
+            packing=False,
+            loss_type="nll",
+            eval_strategy="steps",
+            eval_steps=p.eval_every,
+            per_device_eval_batch_size=p.per_device_batch,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+        ),
+        train_dataset=dataset(mix / "qlora" / "train.jsonl", ("messages",)),
+        eval_dataset=dataset(mix / "qlora" / "validation.jsonl", ("messages",)),
+        processing_class=tokenizer,
+        peft_config=lora(**p.lora.model_dump()),
+        callbacks=[EarlyStoppingCallback(p.early_stopping_patience)],
+    )
+    if not torch.cuda.is_available():  # trl holds the adapter of a 4-bit base in bf16, which a CPU only emulates
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+    trainer.add_callback(recorder(curve, "qlora", trainer.args.max_steps))
+    train(trainer, checkpoints)
+    save_adapter(trainer.model, tokenizer, out)
+    curve.write(out_curve)
+    measures.note(
+        tokens=tokens_seen(trainer),
+        steps=trainer.state.global_step,
+        best_step=trainer.state.best_global_step,
+    )

@@ -1,0 +1,50 @@
+"""sft: a short supervised run that teaches the tagged answer form, the warm start from which grpo learns.
+
+LoRA on the 16-bit base, ChatML with a system message that asks for the form, loss on the assistant's tokens alone.
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from stages.corpus.marks import TURN_END
+from stages.harness import measures
+from stages.training.curves import Curve, recorder
+from stages.training.trainer import Lora, Optimisation, arguments, dataset, tokens_seen, train
+
+
+class Params(Optimisation):
+    """See params/report-t4.yaml for the report's values."""
+
+    lora: Lora
+    max_length: int = Field(gt=0)  # tokens; prepare-mix drops longer rows
+
+
+def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
+    """Writes the adapter with its tokenizer, and the training curve."""
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from stages.training.models import load_base, load_tokenizer, lora, save_adapter
+
+    set_seed(p.seed)  # before the adapter is drawn: trl sets it only afterwards
+    curve = Curve()
+    tokenizer = load_tokenizer(base, mix / "sft" / "chat_template.jinja", ends_with=TURN_END)
+    trainer = SFTTrainer(
+        model=load_base(base),
+        args=SFTConfig(
+            **arguments(p, checkpoints),
+            max_length=p.max_length,
+            assistant_only_loss=True,
+            packing=False,
+            loss_type="nll",
+        ),
+        train_dataset=dataset(mix / "sft" / "train.jsonl", ("messages",)),
+        processing_class=tokenizer,
+        peft_config=lora(**p.lora.model_dump()),
+    )
+    trainer.add_callback(recorder(curve, "sft", trainer.args.max_steps))
+    train(trainer, checkpoints)
+    save_adapter(trainer.model, tokenizer, out)
+    curve.write(out_curve)
+    measures.note(tokens=tokens_seen(trainer), steps=trainer.state.global_step)

@@ -1,0 +1,65 @@
+"""Training curves as CSV files: one row a logged step, the same columns in every row, and no clock."""
+
+import csv
+from pathlib import Path
+
+LEFT_OUT = ("runtime", "per_second", "total_flos", "step_time", "epoch", "num_tokens")  # clocks, and what says nothing
+
+
+class Curve:
+    """Collects figures by step and writes them with six significant digits."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[str, float]] = {}
+
+    def add(self, step: int, **figures: float) -> None:
+        """Adds figures to a step's row; figures of the same step join one row."""
+        self.rows.setdefault(step, {}).update(figures)
+
+    def add_log(self, step: int, log: dict[str, object]) -> None:
+        """Adds what a Hugging Face trainer logs, without its clocks, with `learning_rate` called lr as everywhere."""
+        self.add(step, **{
+            name.replace("learning_rate", "lr").replace("/", "."): value
+            for name, value in log.items()
+            if isinstance(value, (int, float)) and name != "step" and not any(part in name for part in LEFT_OUT)
+        })  # fmt: skip
+
+    def write(self, path: Path) -> None:
+        """Writes the rows in order of step; a figure that a step lacks stays empty."""
+        columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["step", *columns])
+            for step, row in sorted(self.rows.items()):
+                writer.writerow([step, *(f"{row[name]:.6g}" if name in row else "" for name in columns)])
+
+
+def recorder(curve: Curve, title: str, steps: int):
+    """A trainer callback that fills the curve and shows progress."""
+    from contextlib import ExitStack
+
+    from transformers import TrainerCallback
+
+    from stages.harness.progress import progress
+
+    class Recorder(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            self.stack = ExitStack()
+            self.advance = self.stack.enter_context(progress(title, steps))
+            self.figures: dict[str, float] = {}
+            for log in state.log_history:  # a resumed run brings the rows of the steps before
+                curve.add_log(log["step"], log)
+            self.advance(state.global_step)
+
+        def on_step_end(self, args, state, control, **_):
+            self.advance(**self.figures)
+
+        def on_log(self, args, state, control, logs=None, **_):
+            curve.add_log(state.global_step, logs or {})
+            self.figures = {name: logs[name] for name in ("loss", "reward") if name in (logs or {})}
+
+        def on_train_end(self, args, state, control, **_):
+            self.stack.close()
+
+    return Recorder()

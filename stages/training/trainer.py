@@ -1,0 +1,105 @@
+"""What the trainers of all methods share: the same arguments in the same words, and resuming after a kill."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stages.harness.jsonl import read_rows
+from stages.harness.params import StageParams
+
+
+class Optimisation(StageParams):
+    """How weights are updated, in every training stage alike; the batch is per_device_batch x accumulation."""
+
+    seed: int
+    lr: float = Field(gt=0)
+    scheduler: Literal["linear", "cosine", "constant"]
+    warmup_ratio: float = Field(ge=0, lt=1)
+    optimizer: Literal["adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"]
+    weight_decay: float = Field(ge=0)
+    max_grad_norm: float = Field(gt=0)
+    per_device_batch: int = Field(gt=0)
+    accumulation: int = Field(gt=0)
+    max_steps: int = Field(ge=-1)  # -1: as many as the epochs make
+    epochs: float = Field(gt=0)
+    gradient_checkpointing: bool
+    log_every: int = Field(gt=0)
+    save_every: int = Field(gt=0)
+
+
+class Lora(StageParams):
+    """The adapter's size: `alpha / rank` scales it."""
+
+    rank: int = Field(gt=0)
+    alpha: int = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+
+
+def arguments(p: Optimisation, checkpoints: Path) -> dict[str, Any]:
+    """TrainingArguments that every method passes to its trl config.
+
+    Checkpoints go to the scratch folder; nothing is reported anywhere but to our own curve.
+    """
+    import torch
+
+    return {
+        "output_dir": str(checkpoints),
+        "seed": p.seed,
+        "learning_rate": p.lr,
+        "lr_scheduler_type": p.scheduler,
+        "warmup_steps": p.warmup_ratio,  # transformers 5 reads a number below 1 as a ratio
+        "optim": p.optimizer,
+        "weight_decay": p.weight_decay,
+        "max_grad_norm": p.max_grad_norm,
+        "per_device_train_batch_size": p.per_device_batch,
+        "gradient_accumulation_steps": p.accumulation,
+        "max_steps": p.max_steps,
+        "num_train_epochs": p.epochs,
+        "gradient_checkpointing": p.gradient_checkpointing,
+        "logging_steps": p.log_every,
+        "save_steps": p.save_every,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+def dataset(path: Path, columns: tuple[str, ...]):
+    """The named columns of a JSON Lines file as a Dataset, held in memory."""
+    from datasets import Dataset
+
+    rows = list(read_rows(path))
+    return Dataset.from_dict({column: [row[column] for row in rows] for column in columns})
+
+
+def train(trainer, checkpoints: Path) -> None:
+    """Trains from the last whole checkpoint of a killed run of the same key, or from the start."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)  # our own callback shows progress
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
+
+
+def tokens_seen(trainer) -> int:
+    """Tokens that a trl trainer says it has trained on; 0 where it does not count (orpo)."""
+    return int(max((log.get("num_tokens", 0) for log in trainer.state.log_history), default=0))
+
+
+def last_whole_checkpoint(checkpoints: Path) -> str | None:
+    """The newest checkpoint that was written to its end, or None; a half-written one is removed.
+
+    A trainer writes trainer_state.json last (transformers, Trainer._save_checkpoint).
+    """
+    for folder in sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(folder)
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(folder)
+    return None

@@ -1,0 +1,106 @@
+"""A whole small comparison, made once a session by the real stages: minutes of the graph in half a minute."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.host.provenance import determinism
+from tests.imports import ROOT
+
+CHANGES = {
+    "fetch.sources.pretraining.rows": 3000,
+    "fetch.sources.reasoning.rows": 300,
+    "fetch.sources.chat.rows": 100,
+    "fetch.sources.rl.rows": 60,
+    "fetch.sources.validation.rows": 20,
+    "fetch.sources.test.rows": 100,
+    "fetch.documents": {"worked": 0.6, "tagged": 0.2, "boxed": 0.1, "arithmetic": 0.0, "terse_chat": 0.05, "chat": 0.05},
+    "base_model.architecture.hidden": 64,
+    "base_model.architecture.ffn": 256,
+    "base_model.architecture.layers": 2,
+    "base_model.steps": 250,
+    "prepare_mix.sft_rows": 100,
+    "prepare_mix.grpo_reasoning_rows": 20,
+    "preference_pairs.questions": 60,
+    "sft.max_steps": 12,
+    "sft.save_every": 6,
+    "qlora.max_steps": 20,
+    "qlora.eval_every": 5,
+    "qlora.save_every": 5,
+    "qlora.log_every": 5,
+    "grpo.max_steps": 4,
+    "grpo.per_device_batch": 16,
+    "grpo.prompts_per_step": 2,
+    "grpo.save_every": 2,
+    "grpo.max_completion": 40,
+    "orpo.max_steps": 8,
+    "orpo.save_every": 4,
+    "orpo.log_every": 1,
+    "sft.log_every": 1,
+}
+
+
+def set_dotted(values, dotted, value):
+    *path, last = dotted.split(".")
+    for name in path:
+        values = values[name]
+    values[last] = value
+
+
+class Workplace:
+    """A folder with params.yaml in which stages run as the launcher runs them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {"PATH": os.environ["PATH"], **determinism(ROOT), "PYTHONPATH": str(ROOT)}
+        self.set_params({})
+
+    def set_params(self, changes) -> None:
+        values = YAML(typ="safe").load((ROOT / "params" / "embedded.yaml").read_text(encoding="utf-8"))
+        for dotted, value in {**CHANGES, **changes}.items():
+            set_dotted(values, dotted, value)
+        with (self.folder / "params.yaml").open("w", encoding="utf-8") as file:
+            YAML().dump(values, file)
+
+    def start(self, stage: str, *, scratch: str = "scratch", **paths: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "stages.harness.run_stage", stage]
+        command += ["--scratch", scratch, "--local-files", "local"]
+        for name, path in paths.items():
+            command += [f"--{name.replace('_', '-')}", path]
+        (self.folder / scratch / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def run(self, stage: str, **paths: str) -> subprocess.CompletedProcess:
+        started = self.start(stage, **paths)
+        output, _ = started.communicate()
+        return subprocess.CompletedProcess(started.args, started.returncode, output)
+
+    def do(self, stage: str, **paths: str) -> None:
+        """Runs a stage from nothing; asserts that it ends well."""
+        done = self.run(stage, scratch=f"scratch-of-{paths['out']}", **paths)
+        assert done.returncode == 0, done.stdout
+
+    def __truediv__(self, path: str) -> Path:
+        return self.folder / path
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Workplace:
+    """Everything up to the adapters, each made by its real stage at a small size."""
+    place = Workplace(tmp_path_factory.mktemp("small"))
+    place.do("fetch", sources_lock="params.yaml", out="raw")
+    place.do("base-model", raw="raw", sources_lock="params.yaml", out="base", out_curve="base.csv")
+    place.do("prepare-mix", raw="raw", tokenizer="base", out="mix")
+    place.do("preference-pairs", raw="raw", base="base", mix="mix", out="pairs")
+    place.do("sft", base="base", mix="mix", out="sft", out_curve="sft.csv")
+    place.do("qlora", base="base", mix="mix", out="qlora", out_curve="qlora.csv")
+    place.do("grpo", base="base", adapter="sft", mix="mix", out="grpo", out_curve="grpo.csv")
+    place.do("orpo", base="base", pairs="pairs", out="orpo", out_curve="orpo.csv")
+    place.do("merge", base="base", adapter="qlora", out="merged")
+    return place

@@ -1,0 +1,251 @@
+"""docker/run with its native engine, in a clone: whole outs or none, records apart, and every fault in one sentence."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.host.graph import lock_keys
+from tests.imports import ROOT
+from tests.pipeline.conftest import set_dotted
+
+FETCH = ["docker/run", "cpu", "fetch", "--sources-lock", "params/sources.lock.yaml", "--out", "data/raw"]
+
+
+def files_of_the_tree():
+    """What a commit of the working tree would hold."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    return [path for path in listed.stdout.splitlines() if (ROOT / path).is_file()]
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """The working tree in a folder whose path has spaces, as a git and DVC repository, in which dvc can run."""
+    folder = tmp_path / "a path with spaces"
+    for path in files_of_the_tree():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / path, folder / path)
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a clone"]):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        subprocess.run(["git", *identity, *command], cwd=folder, check=True)
+    return folder
+
+
+def environment(**more):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MATHMIND_"))}
+    return {**kept, "MATHMIND_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1", **more}
+
+
+def change(folder, **changes):
+    path = folder / "params.yaml"
+    values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    for dotted, value in changes.items():
+        set_dotted(values, dotted.replace("__", "."), value)
+    with path.open("w", encoding="utf-8") as file:
+        YAML().dump(values, file)
+
+
+def launch(folder, command=FETCH, **more):
+    return subprocess.run(command, cwd=folder, env=environment(**more), capture_output=True, text=True)
+
+
+def dvc(folder, *arguments, **more):
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment(**more), capture_output=True, text=True)
+
+
+def scratch(folder):
+    """What is left below the scratch folder, locks apart."""
+    found = (folder / ".dvc/tmp/mathmind").rglob("*")
+    return [path for path in found if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_stage_writes_its_outs_a_record_and_nothing_else(clone):
+    done = launch(clone)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("fetch: wrote data/raw in ")
+    assert (clone / "data/raw/sources.json").is_file()
+    assert scratch(clone) == []
+    status = subprocess.run(["git", "status", "--porcelain", "-uall"], cwd=clone, capture_output=True, text=True).stdout
+    touched = {line.split()[-1] for line in status.splitlines()}
+    assert all(path.startswith(("data/raw/", "results/timing/fetch.json")) for path in touched), touched
+
+
+def test_the_record_says_what_ran_where_and_names_no_host(clone):
+    launch(clone)
+    record = json.loads((clone / "results/timing/fetch.json").read_text())
+    assert record["stage"] == "fetch" and record["engine"] == "native" and record["image"] == "cpu"
+    assert record["seconds"] > 0 and record["peak_memory_mib"] > 5 and record["pinned"] is True
+    assert record["machine"]["cpu"] and os.uname().nodename not in json.dumps(record)
+
+
+def test_the_key_in_the_record_is_the_key_of_the_lock_entry(clone):
+    done = dvc(clone, "repro", "fetch")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((clone / "results/timing/fetch.json").read_text())
+    assert lock_keys(clone)["fetch"] == record["key"]
+
+
+def test_how_a_stage_runs_changes_no_byte_of_the_lock_and_reruns_nothing(clone):
+    dvc(clone, "repro", "fetch")
+    before = (clone / "dvc.lock").read_bytes()
+    change(clone, run__memory="9g", run__scratch=str(clone / "elsewhere"))
+    done = dvc(clone, "repro", "fetch")
+    assert "didn't change, skipping" in done.stdout + done.stderr
+    assert (clone / "dvc.lock").read_bytes() == before
+    done = dvc(clone, "repro", "--force", "fetch")
+    assert done.returncode == 0 and (clone / "dvc.lock").read_bytes() == before
+
+
+def test_another_version_than_the_locks_is_a_loud_warning_and_is_recorded(clone):
+    lock = clone / "docker/cpu.lock"
+    lock.write_text(lock.read_text().replace("\npydantic==", "\npydantic==0.0."), encoding="utf-8")
+    done = launch(clone)
+    assert done.returncode == 0 and "WARNING" in done.stderr and "pydantic" in done.stderr
+    assert json.loads((clone / "results/timing/fetch.json").read_text())["pinned"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"fetch__seeds": 3}, "params.yaml: unknown parameter fetch.seeds"),
+        ({"fetch__steps": "many"}, "params.yaml: fetch.steps is 'many'"),
+        ({"fetch__sources__test__rows": 10**7}, "ask for fewer"),
+        ({"fetch__sources__test__split": "tset"}, "split 'tset' is unknown"),
+        ({"run__engine": "podmen"}, "params.yaml: run.engine is 'podmen'"),
+        ({"run__engine": "docker"}, "params.yaml: run.engine: docker is not there yet: use native"),
+        ({"fetch__sources__rl__kind": "hub"}, "fetch.sources.rl: hub sources are not there yet"),
+        ({"fetch__sources__rl__kind": "local"}, "fetch.sources.rl: a local source needs file and sha256"),
+    ],
+)
+def test_a_wrong_parameter_is_one_sentence_and_loses_nothing(clone, changes, sentence):
+    (clone / "data/raw").mkdir(parents=True)
+    (clone / "data/raw/precious").write_text("kept")
+    change(clone, **changes)
+    done = launch(clone)
+    assert done.returncode == 2 and sentence in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.strip()]) == 1
+    assert (clone / "data/raw/precious").read_text() == "kept"
+
+
+LOCAL = {"kind": "local", "schema": "gsm8k", "rows": None, "split": None, "file": "mine.jsonl", "sha256": None,
+         "repo": None, "config": None}  # fmt: skip
+GOOD_ROW = '{"question": "What is 1 and 1?", "answer": "1+1=<<1+1=2>>2\\n#### 2"}\n'
+
+
+def with_local_test(clone, text, sha256=None):
+    import hashlib
+
+    (clone / "data/local").mkdir(parents=True, exist_ok=True)
+    (clone / "data/local/mine.jsonl").write_text(text, encoding="utf-8")
+    found = hashlib.sha256(text.encode()).hexdigest()
+    change(clone, fetch__sources__test={**LOCAL, "sha256": sha256 or found})
+
+
+@pytest.mark.parametrize(
+    ("text", "sha256", "sentence"),
+    [
+        (GOOD_ROW, "0" * 64, "mine.jsonl has sha256"),
+        (GOOD_ROW + '{"question": "no answer here"}\n', None, "row 2: no 'answer', which schema gsm8k needs"),
+        (GOOD_ROW + "{\n", None, "line 2: not JSON"),
+        ("", None, "holds no rows"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(clone, text, sha256, sentence):
+    with_local_test(clone, text, sha256)
+    done = launch(clone)
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (clone / "data/raw").exists()
+
+
+def test_a_missing_file_says_where_to_put_it(clone):
+    with_local_test(clone, GOOD_ROW)
+    (clone / "data/local/mine.jsonl").unlink()
+    done = launch(clone)
+    assert done.returncode == 2 and "mine.jsonl is missing: put the file of source test there" in done.stderr
+
+
+def test_a_missing_input_names_the_file_and_the_command(clone):
+    done = launch(clone, ["docker/run", "cpu", "prepare-mix", "--raw", "data/raw", "--tokenizer", "models/base", "--out", "data/mix"])
+    assert done.returncode == 2 and "data/raw is missing: run the stage that writes it" in done.stderr
+
+
+def test_a_command_that_dvc_yaml_does_not_hold_is_refused(clone):
+    done = launch(clone, [*FETCH[:-1], "data/elsewhere"])
+    assert done.returncode == 2 and "no stage of dvc.yaml has the command" in done.stderr
+
+
+def small_disk_works():
+    return subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not small_disk_works(), reason="no file system can be mounted here")
+@pytest.mark.parametrize("full", ["scratch", "tree"])
+def test_a_full_disk_is_one_sentence_and_what_was_there_stays(clone, full):
+    """The scratch folder fills up while the stage writes; or the tree's disk while its outs move into place."""
+    (clone / "data/raw").mkdir(parents=True)
+    (clone / "data/raw/precious").write_text("kept")
+    disk = clone / ("disk" if full == "scratch" else "data")
+    disk.mkdir(exist_ok=True)
+    if full == "scratch":
+        change(clone, run__scratch=str(disk))
+        keep = ""
+    else:
+        change(clone, run__scratch=str(clone / "elsewhere"))
+        keep = "mkdir data/raw && echo kept > data/raw/precious &&"
+    mount = f"mount -t tmpfs -o size=256k none '{disk}'"
+    after = "cat data/raw/precious; find data -name '.*incoming*'"
+    command = f"{mount} && {keep} {{ {' '.join(FETCH)}; code=$?; {after}; exit $code; }}"
+    done = launch(clone, ["unshare", "-rm", "bash", "-c", command])
+    assert done.returncode == 2, done.stderr
+    assert "disk is full" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.stdout.strip() == "kept"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_launcher_leaves_no_process_and_no_half_written_out(clone, number):
+    change(clone, fetch__sources__pretraining__rows=60000)
+    started = subprocess.Popen(FETCH, cwd=clone, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list((clone / ".dvc/tmp/mathmind/fetch").glob("*/outs/data/raw/*")) and started.poll() is None:
+        time.sleep(0.01)
+    started.send_signal(number)
+    started.communicate(timeout=20)
+    assert started.returncode != 0
+    deadline = time.monotonic() + 10
+    while (left := processes_in(clone)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+    assert not (clone / "data/raw").exists()
+    assert launch(clone).returncode == 0
+    assert scratch(clone) == []
+
+
+def processes_in(folder):
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cwd").resolve() == folder and b"run_stage" in (process / "cmdline").read_bytes():
+                found.append(process.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_run_opens_only_what_it_declares(clone):
+    trace = clone.parent / "trace"
+    assert launch(clone, MATHMIND_TRACE=str(trace)).returncode == 0
+    from stages.harness.params import read_params
+    from stages.host.graph import read_graph
+
+    declared = set(read_graph(clone, read_params(clone / "params.yaml"))["fetch"].deps)
+    opened = {path for path in trace.read_text().splitlines() if "__pycache__" not in path}
+    undeclared = {path for path in opened - declared if not path.startswith(".dvc/tmp/") and "__init__" not in path}
+    assert undeclared == {"params.yaml"}, undeclared
