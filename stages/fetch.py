@@ -43,15 +43,20 @@ class Params(StageParams):
 
 
 def run(p: Params, *, sources_lock: Path, local_files: Path, out: Path) -> None:
-    """Writes out/<source>/rows.jsonl and out/sources.json (kind, schema, rows, revision, sha256 of each)."""
-    account = {}
+    """Writes out/<source>/rows.jsonl and out/sources.json (kind, schema, rows, revision, sha256 of each).
+
+    Of a generated source of problems, sources.json also counts the one-step facts (a family with its numbers) that the
+    generated test shares with it; problems of more steps share none, by construction.
+    """
+    account, told = {}, {}
     for name, source in p.sources.items():
         if source.kind == "none":
             continue
         rows = out / name / "rows.jsonl"
         match source.kind:
             case "generator":
-                write_rows(rows, _generate(p, name, source))
+                told[name] = [] if source.schema_ in ("documents", "sharegpt") else _problems(p, name, source)
+                write_rows(rows, _rows(p, name, source, told[name]))
             case "local":
                 _copy(name, source, local_files, rows)
             case "hub":
@@ -63,30 +68,47 @@ def run(p: Params, *, sources_lock: Path, local_files: Path, out: Path) -> None:
             "revision": None,
             "sha256": _sha256(rows),
         }
+    for name in [name for name in told if told[name] and "test" in told and name != "test"]:
+        account[name]["one_step_facts_shared_with_test"] = procedural.shared_facts(told[name], told["test"])
     if not account:
         raise InputError("params.yaml: fetch.sources names no source: give at least one a kind other than none")
     measures.note(rows=sum(entry["rows"] for entry in account.values()))
     write_json(out / "sources.json", account)
 
 
-def _generate(p: Params, name: str, source: Source) -> Iterator[dict[str, Any]]:
-    """Rows in the source's schema; each source draws from its split with a seed of its own."""
-    if source.rows is None or source.split is None:
-        raise InputError(f"params.yaml: fetch.sources.{name}: a generator source needs rows and split")
-    seed = p.seed + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
+def _problems(p: Params, name: str, source: Source) -> list[procedural.Problem]:
+    """A generated source's problems, drawn from its split with a seed of its own."""
+    _check_generator(name, source)
+    return procedural.problems(source.split, source.rows, _seed(p, name), p.steps)
+
+
+def _rows(p: Params, name: str, source: Source, problems: list[procedural.Problem]) -> Iterator[dict[str, Any]]:
+    """A generated source's rows in its schema, each with an id."""
+    _check_generator(name, source)
     match source.schema_:
         case "documents":
-            rows = procedural.pretraining_documents(source.rows, seed, p.documents, p.pretraining_steps)
+            rows = procedural.pretraining_documents(source.rows, _seed(p, name), p.documents, p.pretraining_steps)
         case "sharegpt":
-            rows = procedural.chat_rows(source.split, source.rows, seed)
-        case "gsm8k" | "openmathreasoning" | "dapo" as schema:
-            emit = {"gsm8k": procedural.as_gsm8k, "openmathreasoning": procedural.as_openmathreasoning}
-            made = procedural.problems(source.split, source.rows, seed, p.steps)
-            rows = (emit.get(schema, procedural.as_dapo)(problem, "") for problem in made)
+            rows = procedural.chat_rows(source.split, source.rows, _seed(p, name))
+        case "gsm8k":
+            rows = (procedural.as_gsm8k(problem, "") for problem in problems)
+        case "openmathreasoning":
+            rows = (procedural.as_openmathreasoning(problem, "") for problem in problems)
+        case "dapo":
+            rows = (procedural.as_dapo(problem, "") for problem in problems)
         case schema:
             raise InputError(f"params.yaml: fetch.sources.{name}: the generator makes no {schema}: choose another schema")
     for number, row in enumerate(rows):
         yield {**row, "id": procedural.row_id(name, number)}
+
+
+def _check_generator(name: str, source: Source) -> None:
+    if source.rows is None or source.split is None:
+        raise InputError(f"params.yaml: fetch.sources.{name}: a generator source needs rows and split")
+
+
+def _seed(p: Params, name: str) -> int:
+    return p.seed + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
 
 
 def _copy(name: str, source: Source, local_files: Path, rows: Path) -> None:

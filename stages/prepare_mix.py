@@ -4,7 +4,7 @@ qlora reads every reasoning row and chat rows to a share of the total, as plain 
 system message that asks for the tagged answer form. What is dropped is counted, with the reason, in account.json.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,34 +48,39 @@ def run(p: Params, *, raw: Path, tokenizer: Path, out: Path) -> None:
         problems = schemas.problems(_source(raw, sources, name), sources[name]["schema"])
         return account.keep(name, problems, asked_in_the_test=lambda problem: asked_in(problem.question, asked_in_test))
 
+    def with_number(name: str, problems: list[schemas.MathProblem]) -> list[schemas.MathProblem]:
+        no_number = {"answer_is_no_number": lambda problem: parse_number(problem.answer) is None}
+        return account.keep(f"{name}, with a number as answer", problems, **no_number)
+
     reasoning = clean("reasoning")
-    rl = clean("rl") if "rl" in sources else []
     validation = clean("validation") if "validation" in sources else None
+    numeric = {name: with_number(name, found) for name, found in
+               {"reasoning": reasoning, "validation": validation, "rl": clean("rl") if "rl" in sources else []}.items()
+               if found is not None}  # fmt: skip
     chats = list(schemas.conversations(_source(raw, sources, "chat"))) if "chat" in sources else []
 
-    sets = {
-        "qlora": lambda problems: [_supervised(problem, problem.solution) for problem in problems],
-        "sft": lambda problems: [
-            _supervised(problem, chat_format.tagged_answer(problem.working, gold_text(problem.answer)))
-            for problem in _with_number(account, "sft", problems)
-        ],
-        "grpo": lambda problems: [_asked(problem) for problem in _with_number(account, "grpo", problems)],
-    }
-    for name, form in sets.items():
-        match name:
-            case "qlora":
-                main, added = mixing.with_share(form(reasoning), mixing.shuffled(chats, p.seed, "chats"), p.chat_share)
-                rows = main + added
-            case "sft":
-                rows = form(mixing.shuffled(reasoning, p.seed, "sft"))[: p.sft_rows]
-            case "grpo":
-                rows = form(mixing.shuffled(reasoning, p.seed, "grpo"))[: p.grpo_reasoning_rows] + form(rl)
+    supervised = [_supervised(problem, problem.solution) for problem in reasoning]
+    some_chats = mixing.shuffled(chats, p.seed, "chats")
+    rows_of = {
+        "qlora": sum(mixing.with_share(supervised, some_chats, p.chat_share), []),
+        "sft": [_tagged(problem) for problem in mixing.shuffled(numeric["reasoning"], p.seed, "sft")][: p.sft_rows],
+        "grpo": [_asked(problem) for problem in mixing.shuffled(numeric["reasoning"], p.seed, "grpo")]
+        [: p.grpo_reasoning_rows] + [_asked(problem) for problem in numeric["rl"]],
+    }  # fmt: skip
+    held_of = {} if validation is None else {
+        "qlora": [_supervised(problem, problem.solution) for problem in validation],
+        "sft": [_tagged(problem) for problem in numeric["validation"]],
+        "grpo": [_asked(problem) for problem in numeric["validation"]],
+    }  # fmt: skip
+
+    for name, rows in rows_of.items():
         fits = length.limit(templates[name], p.max_tokens)
         rows = account.keep(name, mixing.shuffled(rows, p.seed, name), too_long=lambda row: not fits(row))
-        if validation is None:
-            train, held = mixing.held_out(rows, p.validation_share)
+        if name in held_of:
+            train = rows
+            held = account.keep(f"{name}, validation", held_of[name], too_long=lambda row: not fits(row))
         else:
-            train, held = rows, account.keep(name, form(validation), too_long=lambda row: not fits(row))
+            train, held = mixing.held_out(rows, p.validation_share)
         account.used(name, train=len(train), validation=len(held))
         for part, part_rows in (("train", train), ("validation", held)):
             if not part_rows:
@@ -98,7 +103,7 @@ class Lengths:
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    def limit(self, template: str, most: int):
+    def limit(self, template: str, most: int) -> Callable[[dict[str, Any]], bool]:
         """A test of whether a row fits into `most` tokens under a template."""
 
         def fits(row: dict[str, Any]) -> bool:
@@ -130,13 +135,13 @@ def _test_rows(path: Path, schema: str) -> Iterable[dict[str, Any]]:
         yield {"id": f"test-{number:06d}", **row, "steps": steps}
 
 
-def _with_number(account: mixing.Account, name: str, problems: Sequence[schemas.MathProblem]):
-    return account.keep(f"{name} problems", problems, answer_is_no_number=lambda p: parse_number(p.answer) is None)
-
-
 def _supervised(problem: schemas.MathProblem, reply: str) -> dict[str, Any]:
     asked = [{"role": "user", "content": problem.question}]
     return {"id": problem.id, "messages": [*asked, {"role": "assistant", "content": reply}], **problem.about}
+
+
+def _tagged(problem: schemas.MathProblem) -> dict[str, Any]:
+    return _supervised(problem, chat_format.tagged_answer(problem.working, gold_text(problem.answer)))
 
 
 def _asked(problem: schemas.MathProblem) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 import csv
 from pathlib import Path
 
-LEFT_OUT = ("runtime", "per_second", "total_flos", "step_time", "epoch", "num_tokens")  # clocks, and what says nothing
+# Clocks, what says nothing, and an average over the steps since a resumed run began.
+LEFT_OUT = ("runtime", "per_second", "total_flos", "step_time", "epoch", "num_tokens", "train_loss")
+FIRST = ("loss", "eval_loss", "reward", "lr")
 
 
 class Curve:
@@ -25,8 +27,9 @@ class Curve:
         })  # fmt: skip
 
     def write(self, path: Path) -> None:
-        """Writes the rows in order of step; a figure that a step lacks stays empty."""
-        columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+        """Writes the rows in order of step and the columns in one order; a figure that a step lacks stays empty."""
+        found = {name for row in self.rows.values() for name in row}
+        columns = [name for name in FIRST if name in found] + sorted(found.difference(FIRST))
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")

@@ -25,7 +25,13 @@ def load_base(folder: Path, *, nf4: bool = False):
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantization if nf4 else None)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantization if nf4 else None)
+    for module in model.modules():
+        # On a CPU with AVX512-BF16, bitsandbytes (0.50.2) repacks 4-bit weights for each evaluation and back, rounding
+        # their scales on the way: training would depend on the processor, and a resumed run on where it was killed.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def load_tokenizer(folder: Path, template: Path, *, ends_with: str):

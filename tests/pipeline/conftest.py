@@ -56,6 +56,7 @@ class Workplace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.runs = 0
         self.environment = {"PATH": os.environ["PATH"], **determinism(ROOT), "PYTHONPATH": str(ROOT)}
         self.set_params({})
 
@@ -83,7 +84,8 @@ class Workplace:
 
     def do(self, stage: str, **paths: str) -> None:
         """Runs a stage from nothing; asserts that it ends well."""
-        done = self.run(stage, scratch=f"scratch-of-{paths['out']}", **paths)
+        self.runs += 1
+        done = self.run(stage, scratch=f"scratch-{self.runs}", **paths)
         assert done.returncode == 0, done.stdout
 
     def __truediv__(self, path: str) -> Path:

@@ -1,0 +1,105 @@
+"""eval, eval-gguf and compare: every number follows from the predictions that lie beside it."""
+
+import csv
+import json
+
+import pytest
+
+from stages.harness.jsonl import read_json, read_rows
+from stages.scoring.verdicts import model_scores
+
+METHODS = {"base": "base", "sft": "merged-sft", "qlora": "merged", "grpo": "merged-grpo", "orpo": "merged-orpo"}
+
+
+@pytest.fixture(scope="module")
+def scored(small):
+    for method in ("sft", "grpo", "orpo"):
+        small.do("merge", base="base", adapter=method, out=f"merged-{method}")
+    for method, model in METHODS.items():
+        outs = {"out_metrics": f"metrics/{method}.json", "out_predictions": f"predictions/{method}.jsonl"}
+        small.do("eval", model=model, mix="mix", **outs)
+    small.do("gguf-export", model="merged", out="gguf-scored")
+    small.do("eval-gguf", gguf="gguf-scored", mix="mix", reference="predictions/qlora.jsonl",
+             out_metrics="metrics/qlora-gguf.json", out_predictions="predictions/qlora-gguf.jsonl")  # fmt: skip
+    small.do("compare", metrics="metrics", predictions="predictions", out_metrics="metrics.json",
+             out_comparison="comparison.json", out_plot="pass_at_1.csv")  # fmt: skip
+    return small
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_follow_from_the_predictions_beside_them(scored, method):
+    found = read_json(scored / f"metrics/{method}.json")
+    predictions, test = (list(read_rows(scored / path)) for path in (f"predictions/{method}.jsonl", "mix/test.jsonl"))
+    assert model_scores(predictions, test, seed=0) == found["scores"]
+    assert read_json(scored / "metrics.json")["models"][method] == found["scores"]
+    assert found["scores"]["n"] == len(test) == len(predictions)
+
+
+def test_the_base_is_scored_as_it_is_asked_best(scored):
+    found = read_json(scored / "metrics/base.json")
+    assert set(found["prompts"]) == {"chatml", "alpaca", "few_shot"}
+    assert found["scores"]["pass_at_1"] == max(scores["pass_at_1"] for scores in found["prompts"].values())
+    assert found["prompt"] in found["prompts"]
+
+
+def test_a_method_is_asked_with_the_template_it_carries(scored):
+    assert {read_json(scored / f"metrics/{method}.json")["prompt"] for method in METHODS if method != "base"} == {"own"}
+
+
+def test_every_form_of_gguf_is_compared_with_the_merged_model(scored):
+    forms = read_json(scored / "metrics/qlora-gguf.json")["forms"]
+    assert set(forms) == {"f16", "q8_0", "q4_k_m"}
+    rows = [row for row in read_rows(scored / "predictions/qlora-gguf.jsonl") if row["form"] == "f16"]
+    merged = list(read_rows(scored / "predictions/qlora.jsonl"))
+    same = sum(a["completion"] == b["completion"] for a, b in zip(rows, merged, strict=True)) / len(merged)
+    assert forms["f16"]["same_text"] == pytest.approx(same) and same >= 0.95
+
+
+def test_metrics_are_mappings_of_numbers_alone(scored):
+    def leaves(value):
+        if isinstance(value, dict):
+            for inner in value.values():
+                yield from leaves(inner)
+        else:
+            yield value
+
+    metrics = read_json(scored / "metrics.json")
+    assert set(metrics) == {"models", "pairs"}
+    assert all(isinstance(leaf, (int, float)) for leaf in leaves(metrics))
+    assert set(metrics["pairs"]["grpo_vs_sft"]) == {"difference", "low", "high", "p", "p_holm"}
+
+
+def test_a_pairs_difference_is_that_of_its_models(scored):
+    metrics = read_json(scored / "metrics.json")
+    for name, pair in metrics["pairs"].items():
+        first, second = name.split("_vs_")
+        gap = metrics["models"][first]["pass_at_1"] - metrics["models"][second]["pass_at_1"]
+        assert pair["difference"] == pytest.approx(gap, abs=1e-5)
+        assert pair["low"] <= pair["difference"] <= pair["high"] and pair["p"] <= pair["p_holm"] <= 1
+
+
+def test_the_plot_holds_every_model_once(scored):
+    with (scored / "pass_at_1.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == list(read_json(scored / "metrics.json")["models"])
+
+
+def test_a_missing_model_and_an_unknown_pair_are_named(scored, tmp_path):
+    import shutil
+
+    paths = {"predictions": "predictions", "out_metrics": "x.json", "out_comparison": "y.json", "out_plot": "z.csv"}
+    scored.set_params({"compare.pairs": ["qlora_vs_qrlo"]})
+    done = scored.run("compare", metrics="metrics", **paths)
+    scored.set_params({})
+    assert done.returncode == 2 and "compare.pairs: qlora_vs_qrlo must name two models" in done.stdout
+    shutil.copytree(scored / "metrics", scored / "fewer", dirs_exist_ok=True)
+    (scored / "fewer/orpo.json").unlink()
+    done = scored.run("compare", metrics="fewer", **paths)
+    assert done.returncode == 2 and "results/metrics/orpo.json is missing" in done.stdout
+
+
+def test_a_second_eval_writes_the_same_bytes(scored):
+    scored.do("eval", model="merged", mix="mix", out_metrics="again.json", out_predictions="again.jsonl")
+    assert (scored / "again.json").read_bytes() == (scored / "metrics/qlora.json").read_bytes()
+    assert (scored / "again.jsonl").read_bytes() == (scored / "predictions/qlora.jsonl").read_bytes()
+    assert json.loads((scored / "again.json").read_text())["bleu_signature"].startswith("nrefs:1")
