@@ -5,7 +5,7 @@ bin = .venv/bin
 .PHONY: repro test gsm8k-local clean
 
 repro: .venv
-	$(bin)/dvc repro
+	@started=$$(date +%s); $(bin)/dvc repro && echo "the graph took $$(($$(date +%s) - started)) s"
 	$(bin)/mathmind report
 
 test: .venv

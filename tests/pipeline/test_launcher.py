@@ -39,8 +39,10 @@ def clone(tmp_path):
 
 
 def environment(**more):
+    """The caller's environment as after `. .venv/bin/activate`: DVC's queue workers look for `dvc` on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MATHMIND_"))}
-    return {**kept, "MATHMIND_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1", **more}
+    return {**kept, "PATH": path, "MATHMIND_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1", **more}
 
 
 def change(folder, **changes):

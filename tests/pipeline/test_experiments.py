@@ -1,0 +1,68 @@
+"""DVC's own experiments through docker/run: in a temporary copy, in a queue with two workers, each with its record."""
+
+import json
+import subprocess
+import time
+
+import pytest
+
+from tests.pipeline.test_launcher import clone, dvc, scratch  # noqa: F401
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def committed(clone):  # noqa: F811
+    """A clone in which fetch has run and its lock and record are committed."""
+    done = dvc(clone, "repro", "fetch")
+    assert done.returncode == 0, done.stderr
+    git(clone, "add", "-A")
+    git(clone, "commit", "-qm", "fetched")
+    return clone
+
+
+def experiments(folder):
+    """The commit of each experiment by name."""
+    lines = git(folder, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
+    return {ref.rsplit("/", 1)[1]: commit for ref, commit in map(str.split, lines) if "/celery/" not in ref}
+
+
+def test_an_experiment_in_a_temporary_copy_carries_its_outs_and_its_record(committed):
+    before = (committed / "dvc.lock").read_bytes()
+    done = dvc(committed, "exp", "run", "--temp", "-n", "more-chat", "-S", "fetch.sources.chat.rows=120", "fetch")
+    assert done.returncode == 0, done.stderr
+    commit = experiments(committed)["more-chat"]
+    record = json.loads(git(committed, "show", f"{commit}:results/timing/fetch.json"))
+    old = json.loads((committed / "results/timing/fetch.json").read_text())
+    assert record["key"] != old["key"]
+    assert "rows: 120" in git(committed, "show", f"{commit}:dvc.lock")
+    assert (committed / "dvc.lock").read_bytes() == before
+    assert scratch(committed) == []
+
+
+def test_a_learning_rate_in_powers_of_ten_arrives_as_a_number(committed):
+    done = dvc(committed, "exp", "run", "--temp", "-n", "rate", "-S", "grpo.lr=1e-5", "fetch")
+    assert done.returncode == 0, done.stderr
+    from ruamel.yaml import YAML
+
+    params = YAML(typ="safe").load(git(committed, "show", f"{experiments(committed)['rate']}:params.yaml"))
+    assert params["grpo"]["lr"] == 1e-5
+
+
+def test_a_sweep_runs_in_a_queue_with_two_workers(committed):
+    done = dvc(committed, "exp", "run", "--queue", "-S", "fetch.sources.chat.rows=130,140", "fetch")
+    assert done.returncode == 0, done.stderr
+    dvc(committed, "queue", "start", "-j", "2")
+    try:
+        deadline = time.monotonic() + 120
+        while len(found := experiments(committed)) < 2 and time.monotonic() < deadline:
+            time.sleep(1)
+        locks = "".join(git(committed, "show", f"{commit}:dvc.lock") for commit in found.values())
+        assert "rows: 130" in locks and "rows: 140" in locks, dvc(committed, "queue", "status").stdout
+    finally:
+        dvc(committed, "queue", "stop", "--kill")
