@@ -15,7 +15,7 @@ from pydantic import Field
 from stages.corpus import schemas
 from stages.corpus.marks import STOP_TOKENS, TEXT_END, TURN_END, TURN_START
 from stages.harness import measures
-from stages.harness.arithmetic import use_portable_products
+from stages.harness.arithmetic import use_portable_arithmetic
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, read_rows
 from stages.harness.params import StageParams
@@ -75,7 +75,7 @@ def run(p: Params, *, raw: Path, sources_lock: Path, out: Path, out_curve: Path)
     documents = [encoding.ids for encoding in tokenizer.encode_batch([text + TEXT_END for text in texts])]
     documents = [ids for ids in documents if len(ids) <= min(p.architecture.positions, p.tokens_per_step)]
 
-    use_portable_products()
+    use_portable_arithmetic()
     torch.manual_seed(p.seed)
     model = _model(p, tokenizer)
     # Fused: its square root is the processor's own; the plain form's is MKL's, which differs between makers.

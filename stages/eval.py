@@ -4,20 +4,17 @@ A model that carries a chat template is asked with it. The base carries none: it
 `base_prompts` names, and the way that scores best is its score, so that no method beats a base that was asked badly.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from stages.corpus.chat_format import STOP_TEXTS, render
 from stages.harness import measures
 from stages.harness.jsonl import read_rows, write_json, write_rows
 from stages.harness.params import StageParams
-from stages.inference.engine import Completion, Engine, Sampling
+from stages.inference.asking import ask
 from stages.scoring import bleu
-from stages.scoring.answers import gold_answer
-from stages.scoring.verdicts import by_steps, judge, model_scores
+from stages.scoring.verdicts import by_steps, model_scores
 
 OWN = "own"  # the prompt of a model that carries its template
 
@@ -56,34 +53,3 @@ def run(p: Params, *, model: Path, mix: Path, out_metrics: Path, out_predictions
         "bleu_signature": bleu.signature(),
     })  # fmt: skip
     measures.note(tokens=sum(row["tokens"] for rows in answers.values() for row in rows))
-
-
-def ask(engine: Engine, name: str, template: str, test: list[dict], max_new_tokens: int) -> list[dict]:
-    """Asks every test question in one way and judges the answers; one row each, in the order of the test."""
-    prompts = [render(template, row["question"]) for row in test]
-    completions = engine.generate(prompts, Sampling(max_new_tokens))
-    return [
-        _row(name, row, prompt, _cut(completion, STOP_TEXTS.get(name)))
-        for row, prompt, completion in zip(test, prompts, completions, strict=True)
-    ]
-
-
-def _row(name: str, row: dict, prompt: str, completion: Completion) -> dict:
-    verdict = judge(completion.text, gold_answer(row["answer"]))
-    return {
-        "id": row["id"],
-        "prompt": name,
-        "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()[:16],
-        "completion": completion.text,
-        "answer": verdict.answer,
-        "correct": verdict.correct,
-        "correct_flexible": verdict.correct_flexible,
-        "finish_reason": completion.finish_reason,
-        "tokens": completion.tokens,
-    }
-
-
-def _cut(completion: Completion, stop_text: str | None) -> Completion:
-    """A completion up to a stop text, where the prompt has one and the model wrote it."""
-    before, found, _ = completion.text.partition(stop_text) if stop_text else (completion.text, "", "")
-    return Completion(before, "stop", completion.tokens) if found else completion

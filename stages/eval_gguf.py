@@ -9,15 +9,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.corpus.chat_format import STOP_TEXTS, render
 from stages.harness import measures
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, read_rows, write_json, write_rows
 from stages.harness.params import StageParams
-from stages.inference.engine import Sampling
+from stages.inference.asking import ask
 from stages.inference.llama_cpp_engine import LlamaCppEngine
-from stages.scoring.answers import gold_answer
-from stages.scoring.verdicts import judge, model_scores
+from stages.scoring.verdicts import model_scores
 
 DIGITS = 6
 
@@ -69,23 +67,9 @@ def _answers(p: Params, file: Path, name: str, mix: Path, test: list[dict]) -> l
     """One form's answers; a base model, which carries no template, is asked in the way named."""
     engine = LlamaCppEngine(file, p.sequences, p.context, p.threads)
     template = engine.template or (mix / "prompts" / f"{name}.jinja").read_text(encoding="utf-8")
-    completions = engine.generate([render(template, row["question"]) for row in test], Sampling(p.max_new_tokens))
+    rows = ask(engine, name, template, test, p.max_new_tokens)
     engine.close()
-    rows = []
-    for row, completion in zip(test, completions, strict=True):
-        text = completion.text.partition(STOP_TEXTS[name])[0] if name in STOP_TEXTS else completion.text
-        verdict = judge(text, gold_answer(row["answer"]))
-        rows.append({
-            "id": row["id"],
-            "form": file.stem,
-            "completion": text,
-            "answer": verdict.answer,
-            "correct": verdict.correct,
-            "correct_flexible": verdict.correct_flexible,
-            "finish_reason": completion.finish_reason,
-            "tokens": completion.tokens,
-        })  # fmt: skip
-    return rows
+    return [{"form": file.stem, **row} for row in rows]
 
 
 def _same(rows: list[dict], merged: list[dict]) -> int:

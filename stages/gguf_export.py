@@ -13,6 +13,7 @@ from stages.harness import measures
 from stages.harness.errors import InputError
 from stages.harness.jsonl import write_json
 from stages.harness.params import StageParams
+from stages.inference.llama_cpp_library import llama_cpp
 
 QUANTISED = {"q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
 K_QUANT_ROW = 256  # K-quants hold rows in blocks of so many weights; other rows fall back to a plainer type
@@ -78,15 +79,11 @@ def convert(model: Path, file: Path, name: str) -> None:
 
 def quantise(whole: Path, file: Path, form: str) -> None:
     """Writes a quantised form of a 16-bit GGUF file."""
-    import llama_cpp
-
-    global _log
-    _log = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(_log, None)
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, QUANTISED[form])
+    api = llama_cpp()
+    params = api.llama_model_quantize_default_params()
+    params.ftype = getattr(api, QUANTISED[form])
     params.nthread = 1
-    if llama_cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), params):
+    if api.llama_model_quantize(str(whole).encode(), str(file).encode(), params):
         raise RuntimeError(f"llama.cpp could not quantise {whole} to {form}")
 
 

@@ -10,11 +10,9 @@ from typing import Literal
 from pydantic import Field
 
 from stages.corpus.marks import TURN_END
-from stages.harness import measures
 from stages.harness.errors import InputError
-from stages.training.curves import Curve, recorder
 from stages.training.rewards import check_final_answer, match_format_approximately, match_format_exactly
-from stages.training.trainer import Optimisation, arguments, dataset, tokens_seen, train
+from stages.training.trainer import Optimisation, arguments, dataset, train
 
 
 class Params(Optimisation):
@@ -46,10 +44,9 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
     from transformers import set_seed
     from trl import GRPOConfig, GRPOTrainer
 
-    from stages.training.models import load_base, load_tokenizer, save_adapter
+    from stages.training.models import load_base, load_tokenizer
 
     set_seed(p.seed)
-    curve = Curve()
     tokenizer = load_tokenizer(base, mix / "grpo" / "chat_template.jinja", ends_with=TURN_END)
     trainer = GRPOTrainer(
         model=PeftModel.from_pretrained(load_base(base), adapter, is_trainable=True),
@@ -72,8 +69,4 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
         train_dataset=dataset(mix / "grpo" / "train.jsonl", ("prompt", "answer")),
         processing_class=tokenizer,
     )
-    trainer.add_callback(recorder(curve, "grpo", trainer.args.max_steps))
-    train(trainer, checkpoints)
-    save_adapter(trainer.model, tokenizer, out)
-    curve.write(out_curve)
-    measures.note(tokens=tokens_seen(trainer), steps=trainer.state.global_step)
+    train("grpo", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)

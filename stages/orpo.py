@@ -9,8 +9,6 @@ from pathlib import Path
 from pydantic import Field
 
 from stages.corpus.marks import TEXT_END
-from stages.harness import measures
-from stages.training.curves import Curve, recorder
 from stages.training.trainer import Lora, Optimisation, arguments, dataset, train
 
 
@@ -27,10 +25,9 @@ def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out
     from transformers import set_seed
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-    from stages.training.models import load_base, load_tokenizer, lora, save_adapter
+    from stages.training.models import load_base, load_tokenizer, lora
 
     set_seed(p.seed)  # before the adapter is drawn: trl sets it only afterwards
-    curve = Curve()
     tokenizer = load_tokenizer(base, pairs / "chat_template.jinja", ends_with=TEXT_END)
     trainer = ORPOTrainer(
         model=load_base(base),
@@ -44,8 +41,4 @@ def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out
         processing_class=tokenizer,
         peft_config=lora(**p.lora.model_dump()),
     )
-    trainer.add_callback(recorder(curve, "orpo", trainer.args.max_steps))
-    train(trainer, checkpoints)
-    save_adapter(trainer.model, tokenizer, out)
-    curve.write(out_curve)
-    measures.note(steps=trainer.state.global_step)
+    train("orpo", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)

@@ -14,6 +14,7 @@ from stages.harness import measures
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, write_json, write_rows
 from stages.harness.params import StageParams
+from stages.inference.asking import until_stop_text
 from stages.inference.engine import Sampling
 from stages.scoring.answers import equal, extract_strict, gold_text, parse_number
 
@@ -51,7 +52,7 @@ def run(p: Params, *, raw: Path, base: Path, mix: Path, out: Path) -> None:
     completions = engine.generate(prompts, Sampling(p.max_new_tokens, p.temperature, p.seed))
     measures.note(tokens=sum(completion.tokens for completion in completions))
 
-    answers = [text.text.partition(chat_format.STOP_TEXTS["few_shot"])[0].strip() for text in completions]
+    answers = [until_stop_text(completion, "few_shot").text.strip() for completion in completions]
     sampled = [(problem, answers[place * p.samples + n]) for place, problem in enumerate(problems) for n in range(p.samples)]
     wrong = account.keep(
         "sampled answers",

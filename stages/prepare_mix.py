@@ -12,11 +12,14 @@ from pydantic import Field
 
 from stages.corpus import chat_format, mixing, schemas
 from stages.corpus.decontamination import asked_in, fingerprint
+from stages.corpus.schemas import MathProblem
 from stages.harness import measures
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, read_rows, write_json, write_rows
 from stages.harness.params import StageParams
 from stages.scoring.answers import gold_answer, gold_text, parse_number
+
+Row = dict[str, Any]
 
 
 class Params(StageParams):
@@ -34,65 +37,81 @@ class Params(StageParams):
 
 def run(p: Params, *, raw: Path, tokenizer: Path, out: Path) -> None:
     """Writes out/{qlora,sft,grpo}/{train,validation}.jsonl with a template each, test.jsonl, prompts/, account.json."""
-    sources = read_json(raw / "sources.json")
-    account = mixing.Account()
-    templates = {"qlora": chat_format.chatml(), "sft": chat_format.chatml(p.system_prompt)}
-    templates["grpo"] = templates["sft"]
-    length = Lengths(tokenizer)
-
-    test = list(_test_rows(_source(raw, sources, "test"), sources["test"]["schema"]))
-    write_rows(out / "test.jsonl", test)
+    sources, account = Sources(raw), mixing.Account()
+    test = list(_test_rows(sources))
     asked_in_test = {fingerprint(row["question"]) for row in test}
 
-    def clean(name: str) -> list[schemas.MathProblem]:
-        problems = schemas.problems(_source(raw, sources, name), sources[name]["schema"])
-        return account.keep(name, problems, asked_in_the_test=lambda problem: asked_in(problem.question, asked_in_test))
+    def clean(name: str) -> list[MathProblem]:
+        """A source's problems without those that the test asks."""
+        seen = {"asked_in_the_test": lambda problem: asked_in(problem.question, asked_in_test)}
+        return account.keep(name, sources.problems(name), **seen)
 
-    def with_number(name: str, problems: list[schemas.MathProblem]) -> list[schemas.MathProblem]:
+    def with_number(name: str, problems: list[MathProblem]) -> list[MathProblem]:
+        """Problems whose answer a reward can check."""
         no_number = {"answer_is_no_number": lambda problem: parse_number(problem.answer) is None}
         return account.keep(f"{name}, with a number as answer", problems, **no_number)
 
     reasoning = clean("reasoning")
-    validation = clean("validation") if "validation" in sources else None
-    numeric = {name: with_number(name, found) for name, found in
-               {"reasoning": reasoning, "validation": validation, "rl": clean("rl") if "rl" in sources else []}.items()
-               if found is not None}  # fmt: skip
-    chats = list(schemas.conversations(_source(raw, sources, "chat"))) if "chat" in sources else []
+    numeric = with_number("reasoning", reasoning)
+    chats = mixing.shuffled(sources.conversations("chat"), p.seed, "chats")
+    train = {
+        "qlora": sum(mixing.with_share([_supervised(problem) for problem in reasoning], chats, p.chat_share), []),
+        "sft": [_tagged(problem) for problem in mixing.shuffled(numeric, p.seed, "sft")[: p.sft_rows]],
+        "grpo": [_asked(problem) for problem in mixing.shuffled(numeric, p.seed, "grpo")[: p.grpo_reasoning_rows]],
+    }
+    train["grpo"] += [_asked(problem) for problem in with_number("rl", clean("rl"))] if "rl" in sources else []
+    validation: dict[str, list[Row]] = {}
+    if "validation" in sources:
+        held = clean("validation")
+        numeric = with_number("validation", held)
+        validation = {
+            "qlora": [_supervised(problem) for problem in held],
+            "sft": [_tagged(problem) for problem in numeric],
+            "grpo": [_asked(problem) for problem in numeric],
+        }
 
-    supervised = [_supervised(problem, problem.solution) for problem in reasoning]
-    some_chats = mixing.shuffled(chats, p.seed, "chats")
-    rows_of = {
-        "qlora": sum(mixing.with_share(supervised, some_chats, p.chat_share), []),
-        "sft": [_tagged(problem) for problem in mixing.shuffled(numeric["reasoning"], p.seed, "sft")][: p.sft_rows],
-        "grpo": [_asked(problem) for problem in mixing.shuffled(numeric["reasoning"], p.seed, "grpo")]
-        [: p.grpo_reasoning_rows] + [_asked(problem) for problem in numeric["rl"]],
-    }  # fmt: skip
-    held_of = {} if validation is None else {
-        "qlora": [_supervised(problem, problem.solution) for problem in validation],
-        "sft": [_tagged(problem) for problem in numeric["validation"]],
-        "grpo": [_asked(problem) for problem in numeric["validation"]],
-    }  # fmt: skip
-
-    for name, rows in rows_of.items():
-        fits = length.limit(templates[name], p.max_tokens)
-        rows = account.keep(name, mixing.shuffled(rows, p.seed, name), too_long=lambda row: not fits(row))
-        if name in held_of:
-            train = rows
-            held = account.keep(f"{name}, validation", held_of[name], too_long=lambda row: not fits(row))
+    tagged = chat_format.chatml(p.system_prompt)
+    templates = {"qlora": chat_format.chatml(), "sft": tagged, "grpo": tagged}
+    lengths = Lengths(tokenizer)
+    for name, rows in train.items():
+        too_long = {"too_long": lengths.over(p.max_tokens, templates[name])}
+        rows = account.keep(name, mixing.shuffled(rows, p.seed, name), **too_long)
+        if name in validation:
+            held = account.keep(f"{name}, validation", validation[name], **too_long)
         else:
-            train, held = mixing.held_out(rows, p.validation_share)
-        account.used(name, train=len(train), validation=len(held))
-        for part, part_rows in (("train", train), ("validation", held)):
-            if not part_rows:
-                raise InputError(f"data/mix/{name}/{part}.jsonl would be empty: fetch more rows, or raise "
-                                 "prepare_mix.max_tokens or prepare_mix.validation_share")  # fmt: skip
-            write_rows(out / name / f"{part}.jsonl", part_rows)
-        (out / name / "chat_template.jinja").write_text(templates[name], encoding="utf-8")
+            rows, held = mixing.held_out(rows, p.validation_share)
+        account.used(name, train=len(rows), validation=len(held))
+        _write_set(out / name, templates[name], {"train": rows, "validation": held})
 
+    write_rows(out / "test.jsonl", test)
     _write_prompts(out / "prompts", reasoning[: p.few_shot_examples])
     account.used("test", rows=len(test))
     write_json(out / "account.json", account.as_json())
     measures.note(rows=sum(counts.get("train", 0) for counts in account.counts.values()))
+
+
+class Sources:
+    """What fetch brought: data/raw/<source>/rows.jsonl in the schema that sources.json names."""
+
+    def __init__(self, raw: Path) -> None:
+        self.raw, self.about = raw, read_json(raw / "sources.json")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.about
+
+    def path(self, name: str) -> Path:
+        """A source's rows; InputError where the profile has none by that name."""
+        if name not in self:
+            raise InputError(f"params.yaml: fetch.sources.{name} is none, and prepare-mix needs it: give it another kind")
+        return self.raw / name / "rows.jsonl"
+
+    def problems(self, name: str) -> Iterable[MathProblem]:
+        """A source's mathematics problems."""
+        return schemas.problems(self.path(name), self.about[name]["schema"])
+
+    def conversations(self, name: str) -> list[Row]:
+        """A source's chats; none where the profile has no such source."""
+        return list(schemas.conversations(self.path(name))) if name in self else []
 
 
 class Lengths:
@@ -103,28 +122,25 @@ class Lengths:
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    def limit(self, template: str, most: int) -> Callable[[dict[str, Any]], bool]:
-        """A test of whether a row fits into `most` tokens under a template."""
+    def over(self, most: int, template: str) -> Callable[[Row], bool]:
+        """A test of whether a row takes more than `most` tokens under a template."""
 
-        def fits(row: dict[str, Any]) -> bool:
-            messages = row.get("messages") or row["prompt"]
+        def is_over(row: Row) -> bool:
             text = self.tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt="prompt" in row
+                row.get("messages") or row["prompt"],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt="prompt" in row,
             )
-            return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) <= most
+            return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) > most
 
-        return fits
-
-
-def _source(raw: Path, sources: dict[str, Any], name: str) -> Path:
-    if name not in sources:
-        raise InputError(f"params.yaml: fetch.sources.{name} is none, and prepare-mix needs it: give it another kind")
-    return raw / name / "rows.jsonl"
+        return is_over
 
 
-def _test_rows(path: Path, schema: str) -> Iterable[dict[str, Any]]:
+def _test_rows(sources: Sources) -> Iterable[Row]:
     """GSM8K rows as they are, each with an id and its number of steps; a gold answer must be a number."""
-    if schema != "gsm8k":
+    path = sources.path("test")
+    if (schema := sources.about["test"]["schema"]) != "gsm8k":
         raise InputError(f"{path}: the test source must have schema gsm8k, found {schema}")
     for number, row in enumerate(read_rows(path)):
         try:
@@ -135,21 +151,37 @@ def _test_rows(path: Path, schema: str) -> Iterable[dict[str, Any]]:
         yield {"id": f"test-{number:06d}", **row, "steps": steps}
 
 
-def _supervised(problem: schemas.MathProblem, reply: str) -> dict[str, Any]:
+def _supervised(problem: MathProblem) -> Row:
+    """The source's own solution as the reply."""
+    return _answered(problem, problem.solution)
+
+
+def _tagged(problem: MathProblem) -> Row:
+    """The solution in the tagged answer form as the reply."""
+    return _answered(problem, chat_format.tagged_answer(problem.working, gold_text(problem.answer)))
+
+
+def _answered(problem: MathProblem, reply: str) -> Row:
     asked = [{"role": "user", "content": problem.question}]
     return {"id": problem.id, "messages": [*asked, {"role": "assistant", "content": reply}], **problem.about}
 
 
-def _tagged(problem: schemas.MathProblem) -> dict[str, Any]:
-    return _supervised(problem, chat_format.tagged_answer(problem.working, gold_text(problem.answer)))
-
-
-def _asked(problem: schemas.MathProblem) -> dict[str, Any]:
+def _asked(problem: MathProblem) -> Row:
+    """The question alone, and the answer that rewards are held to."""
     prompt = [{"role": "user", "content": problem.question}]
     return {"id": problem.id, "prompt": prompt, "answer": gold_text(problem.answer), **problem.about}
 
 
-def _write_prompts(folder: Path, examples: Sequence[schemas.MathProblem]) -> None:
+def _write_set(folder: Path, template: str, parts: dict[str, list[Row]]) -> None:
+    for part, rows in parts.items():
+        if not rows:
+            raise InputError(f"data/mix/{folder.name}/{part}.jsonl would be empty: fetch more rows, or raise "
+                             "prepare_mix.max_tokens or prepare_mix.validation_share")  # fmt: skip
+        write_rows(folder / f"{part}.jsonl", rows)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _write_prompts(folder: Path, examples: Sequence[MathProblem]) -> None:
     """The ways in which a base model is asked (eval.base_prompts chooses); examples are training problems."""
     shown = [(e.question, chat_format.gsm8k_answer(e.working, gold_text(e.answer))) for e in examples]
     prompts = {

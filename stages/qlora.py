@@ -10,8 +10,7 @@ from pydantic import Field
 
 from stages.corpus.marks import TURN_END
 from stages.harness import measures
-from stages.training.curves import Curve, recorder
-from stages.training.trainer import Lora, Optimisation, arguments, dataset, tokens_seen, train
+from stages.training.trainer import Lora, Optimisation, arguments, dataset, train
 
 
 class Params(Optimisation):
@@ -29,10 +28,9 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
     from transformers import EarlyStoppingCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from stages.training.models import load_base, load_tokenizer, lora, save_adapter
+    from stages.training.models import load_base, load_tokenizer, lora
 
     set_seed(p.seed)  # before the adapter is drawn: trl sets it only afterwards
-    curve = Curve()
     tokenizer = load_tokenizer(base, mix / "qlora" / "chat_template.jinja", ends_with=TURN_END)
     trainer = SFTTrainer(
         model=load_base(base, nf4=True),
@@ -59,12 +57,5 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
         for weight in trainer.model.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
-    trainer.add_callback(recorder(curve, "qlora", trainer.args.max_steps))
-    train(trainer, checkpoints)
-    save_adapter(trainer.model, tokenizer, out)
-    curve.write(out_curve)
-    measures.note(
-        tokens=tokens_seen(trainer),
-        steps=trainer.state.global_step,
-        best_step=trainer.state.best_global_step,
-    )
+    train("qlora", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)
+    measures.note(best_step=trainer.state.best_global_step)

@@ -8,9 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from stages.corpus.marks import TURN_END
-from stages.harness import measures
-from stages.training.curves import Curve, recorder
-from stages.training.trainer import Lora, Optimisation, arguments, dataset, tokens_seen, train
+from stages.training.trainer import Lora, Optimisation, arguments, dataset, train
 
 
 class Params(Optimisation):
@@ -25,10 +23,9 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from stages.training.models import load_base, load_tokenizer, lora, save_adapter
+    from stages.training.models import load_base, load_tokenizer, lora
 
     set_seed(p.seed)  # before the adapter is drawn: trl sets it only afterwards
-    curve = Curve()
     tokenizer = load_tokenizer(base, mix / "sft" / "chat_template.jinja", ends_with=TURN_END)
     trainer = SFTTrainer(
         model=load_base(base),
@@ -43,8 +40,4 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
         processing_class=tokenizer,
         peft_config=lora(**p.lora.model_dump()),
     )
-    trainer.add_callback(recorder(curve, "sft", trainer.args.max_steps))
-    train(trainer, checkpoints)
-    save_adapter(trainer.model, tokenizer, out)
-    curve.write(out_curve)
-    measures.note(tokens=tokens_seen(trainer), steps=trainer.state.global_step)
+    train("sft", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)

@@ -1,9 +1,12 @@
-"""Matrix products on a CPU that come out the same on every x86-64 machine with AVX2, at full speed.
+"""Arithmetic on a CPU that comes out the same on every x86-64 machine with AVX2, at full speed.
 
 torch multiplies 32-bit matrices with MKL. MKL gives an Intel and an AMD machine different bits unless it is held to SSE2
 (MKL_CBWR=COMPATIBLE, docker/determinism.env), which costs more than half of its speed. oneDNN, which torch carries too,
 has AVX2 kernels that are the same code for both makers, so the products that training lives on go there:
 about 95 GFLOP/s on one core against MKL's 38 in that mode. benchmarks/ measures it; a test shows the results agree.
+
+MKL's square root differs between makers even in that mode, by a last bit now and then: 8-bit optimisers take it. Taken
+in 64 bits and rounded to 32 it is the exact one on both (24 bits doubled, and two more, fit into 53).
 """
 
 import warnings
@@ -11,15 +14,15 @@ import warnings
 _library = None  # torch drops the kernels when this object goes
 
 
-def use_portable_products() -> None:
-    """From now on aten::mm and aten::addmm of 32-bit matrices on the CPU go to oneDNN; others stay as they are."""
+def use_portable_arithmetic() -> None:
+    """From now on 32-bit mm and addmm on the CPU go to oneDNN, and 32-bit sqrt goes by 64; all else stays as it is."""
     global _library
     if _library is not None:
         return
     import torch
 
     linear = torch.ops.mkldnn._linear_pointwise
-    mm_out, addmm_out = torch.ops.aten.mm.out, torch.ops.aten.addmm.out
+    mm_out, addmm_out, sqrt_out = torch.ops.aten.mm.out, torch.ops.aten.addmm.out, torch.ops.aten.sqrt.out
 
     def suits(*matrices) -> bool:
         return all(matrix.dtype == torch.float32 and matrix.numel() > 0 for matrix in matrices)
@@ -34,7 +37,17 @@ def use_portable_products() -> None:
             return linear(a, b.t(), None, "none", [], "").add_(added)
         return addmm_out(added, a, b, beta=beta, alpha=alpha, out=a.new_empty(a.shape[0], b.shape[1]))
 
+    def sqrt(x):
+        if x.dtype == torch.float32:
+            wide = x.double()
+            return sqrt_out(wide, out=wide).float()
+        inexact = x.dtype if x.is_floating_point() or x.is_complex() else torch.get_default_dtype()
+        return sqrt_out(x, out=x.new_empty(x.shape, dtype=inexact))
+
+    def sqrt_(x):
+        return x.copy_(sqrt(x))
+
     _library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings(action="ignore"):  # torch warns that a kernel is replaced: that is the purpose
-        _library.impl("mm", mm, "CPU")
-        _library.impl("addmm", addmm, "CPU")
+        for kernel in (mm, addmm, sqrt, sqrt_):
+            _library.impl(kernel.__name__, kernel, "CPU")

@@ -11,36 +11,30 @@ from pathlib import Path
 from stages.harness.errors import InputError
 from stages.harness.progress import progress
 from stages.inference.engine import Completion, Sampling
-
-_quiet = None  # llama.cpp keeps a pointer to the log callback: it must outlive every call
+from stages.inference.llama_cpp_library import llama_cpp
 
 
 class LlamaCppEngine:
     """A GGUF file in memory, with room for `sequences` prompts side by side of `context` tokens each."""
 
     def __init__(self, file: Path, sequences: int, context: int, threads: int = 1) -> None:
-        import llama_cpp
-
-        global _quiet
-        _quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(_quiet, None)
-        llama_cpp.llama_backend_init()
-        self.api, self.sequences, self.context = llama_cpp, sequences, context
-        self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
+        self.api = api = llama_cpp()
+        self.sequences, self.context = sequences, context
+        self.model = api.llama_model_load_from_file(str(file).encode(), api.llama_model_default_params())
         if not self.model:
             raise InputError(f"{file} is no GGUF file that llama.cpp can read: export it again")
-        params = llama_cpp.llama_context_default_params()
+        params = api.llama_context_default_params()
         params.n_ctx = context * sequences
         params.n_batch = params.n_ubatch = max(context, sequences)
         params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = False
-        self.memory_of = llama_cpp.llama_init_from_model(self.model, params)
-        self.vocab = llama_cpp.llama_model_get_vocab(self.model)
-        self.vocab_size = llama_cpp.llama_vocab_n_tokens(self.vocab)
-        found = llama_cpp.llama_model_chat_template(self.model, None)
+        self.memory_of = api.llama_init_from_model(self.model, params)
+        self.vocab = api.llama_model_get_vocab(self.model)
+        self.vocab_size = api.llama_vocab_n_tokens(self.vocab)
+        found = api.llama_model_chat_template(self.model, None)
         self.template = found.decode("utf-8") if found else None
-        self.batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
+        self.batch = api.llama_batch_init(params.n_batch, 0, 1)
 
     def close(self) -> None:
         """Frees the model and its caches."""

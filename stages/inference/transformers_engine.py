@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.harness.arithmetic import use_portable_products
+from stages.harness.arithmetic import use_portable_arithmetic
 from stages.harness.progress import progress
 from stages.inference.engine import Completion, Sampling
 
@@ -16,7 +16,7 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        use_portable_products()
+        use_portable_arithmetic()
         gpu = torch.cuda.is_available()
         self.batch_size = batch_size
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")

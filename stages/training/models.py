@@ -1,14 +1,18 @@
 """Loading models and adapters for training, and leaving behind a folder that says by itself how it is to be asked."""
 
+import logging
 from pathlib import Path
 
 from stages.corpus.chat_format import without_marks
 from stages.corpus.marks import STOP_TOKENS
-from stages.harness.arithmetic import use_portable_products
+from stages.harness.arithmetic import use_portable_arithmetic
 from stages.harness.errors import InputError
 
 # Every linear layer of a Qwen2 block: the report does not say, and QLoRA's paper adapts all (Dettmers et al. 2023, 4).
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+# On CPUs with AVX512-BF16 bitsandbytes looks for a kernel on the hub and warns that there is none: we use none.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_base(folder: Path, *, nf4: bool = False):
@@ -17,7 +21,7 @@ def load_base(folder: Path, *, nf4: bool = False):
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     _require_model(folder)
-    use_portable_products()
+    use_portable_arithmetic()
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,

@@ -1,4 +1,4 @@
-"""What the trainers of all methods share: the same arguments in the same words, and resuming after a kill."""
+"""What the trainers of all methods share: arguments in the same words, resuming after a kill, and what is left behind."""
 
 import json
 import shutil
@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from stages.harness import measures
 from stages.harness.jsonl import read_rows
 from stages.harness.params import StageParams
+from stages.training.curves import Curve, recorder
+from stages.training.models import save_adapter
 
 
 class Optimisation(StageParams):
@@ -78,17 +81,23 @@ def dataset(path: Path, columns: tuple[str, ...]):
     return Dataset.from_dict({column: [row[column] for row in rows] for column in columns})
 
 
-def train(trainer, checkpoints: Path) -> None:
-    """Trains from the last whole checkpoint of a killed run of the same key, or from the start."""
+def train(stage: str, trainer, *, checkpoints: Path, out: Path, out_curve: Path) -> None:
+    """Trains from the last whole checkpoint of a killed run of the same key, or from the start.
+
+    Writes the adapter with its tokenizer to `out` and what the trainer logged to `out_curve`; notes steps and, where the
+    trainer counts them (orpo's does not), tokens.
+    """
     from transformers.trainer_callback import PrinterCallback
 
+    curve = Curve()
     trainer.remove_callback(PrinterCallback)  # our own callback shows progress
+    trainer.add_callback(recorder(curve, stage, trainer.args.max_steps))
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
-
-
-def tokens_seen(trainer) -> int:
-    """Tokens that a trl trainer says it has trained on; 0 where it does not count (orpo)."""
-    return int(max((log.get("num_tokens", 0) for log in trainer.state.log_history), default=0))
+    save_adapter(trainer.model, trainer.processing_class, out)
+    curve.write(out_curve)
+    measures.note(steps=trainer.state.global_step)
+    if tokens := max((log.get("num_tokens", 0) for log in trainer.state.log_history), default=0):
+        measures.note(tokens=int(tokens))
 
 
 def last_whole_checkpoint(checkpoints: Path) -> str | None:
