@@ -53,6 +53,19 @@ def score(predictions: tuple[Path, ...], gold: Path, json: bool, rows: Path | No
 
 
 @main.command()
+@click.option("--n", type=click.IntRange(min=2), required=True, help="seeds in all, the committed run's counted")
+@click.argument("stages", nargs=-1, required=True, metavar="STAGE...")
+def seeds(n: int, stages: tuple[str, ...]) -> None:
+    """Queues the same recipe under other seeds as DVC experiments; `mathmind report` shows their spread."""
+    from stages.host.seeds import queue
+
+    names = queue(Path.cwd(), stages, n)
+    click.echo("\n".join(names) or "every seed has been asked for before")
+    if names:
+        click.echo("start them with `dvc queue start -j 1`; when they have ended, run `mathmind report`")
+
+
+@main.command()
 def report() -> None:
     """Joins scores, comparison and timing into results/report.md."""
     from stages.host.report import write_report

@@ -7,12 +7,11 @@ from stages.harness.errors import InputError
 from stages.harness.jsonl import read_rows
 from stages.scoring import bleu
 from stages.scoring.statistics import paired_difference
-from stages.scoring.verdicts import Row, Verdict, by_steps, join, judge_all, model_scores
+from stages.scoring.verdicts import DIGITS, Row, by_steps, judge_all, model_scores
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-DIGITS = 6
 _DESCRIBED = {
     "problems": "{n}",
     "pass@1": "{pass_at_1}% ({pass_at_1_low} to {pass_at_1_high})",
@@ -32,10 +31,9 @@ class Scored:
         self.predictions = predictions
         found, known = list(read_rows(predictions)), list(read_rows(gold))
         try:
-            self.pairs = join(found, known)
-            self.verdicts: list[Verdict] = judge_all(self.pairs)
-            self.scores = model_scores(found, known, seed=seed)
-            self.by_steps = by_steps(found, known)
+            self.judged = judge_all(found, known)
+            self.scores = model_scores(self.judged, seed=seed)
+            self.by_steps = by_steps(self.judged)
         except InputError as error:
             raise InputError(f"{predictions} against {gold}: {error}") from None
 
@@ -56,13 +54,15 @@ class Scored:
                 "correct": verdict.correct,
                 "correct_flexible": verdict.correct_flexible,
             }
-            for number, ((prediction, gold), verdict) in enumerate(zip(self.pairs, self.verdicts, strict=True))
+            for number, (prediction, gold, verdict) in enumerate(
+                zip(self.judged.predictions, self.judged.gold, self.judged.verdicts, strict=True)
+            )
         ]
 
 
 def paired(first: Scored, second: Scored) -> dict[str, float]:
     """The difference in pass@1, first less second, with its 95% interval and McNemar's exact p."""
-    found = paired_difference(*([verdict.correct for verdict in scored.verdicts] for scored in (first, second)))
+    found = paired_difference(first.judged.correct(), second.judged.correct())
     return {name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from stages.__main__ import main
 from stages.harness.jsonl import read_rows, write_rows
 from stages.scoring.statistics import paired_difference
-from stages.scoring.verdicts import by_steps, model_scores
+from stages.scoring.verdicts import by_steps, judge_all, model_scores
 from tests.imports import ROOT
 
 GOLD = [{"question": "?", "answer": f"{n} + 1 = <<{n}+1={n + 1}>>{n + 1}\n#### {n + 1}"} for n in range(40)]
@@ -39,8 +39,8 @@ def test_one_file_gives_a_models_object_its_steps_and_the_signature(files):
     printed = json.loads(score(files, "a.jsonl", json=None).stdout)
     rows = completions(set(range(30)))
     assert printed.pop("bleu_signature").startswith("nrefs:1|")
-    assert printed.pop("by_steps") == by_steps(rows, GOLD)
-    assert printed == model_scores(rows, GOLD, seed=0)
+    assert printed.pop("by_steps") == by_steps(judge_all(rows, GOLD))
+    assert printed == model_scores(judge_all(rows, GOLD), seed=0)
     assert printed["pass_at_1"] == 0.75
 
 
