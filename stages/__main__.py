@@ -65,6 +65,14 @@ def seeds(n: int, stages: tuple[str, ...]) -> None:
         click.echo("start them with `dvc queue start -j 1`; when they have ended, run `mathmind report`")
 
 
+@main.command("plots-page")
+def plots_page() -> None:
+    """Writes the page that `dvc plots show` and `dvc plots diff` fill, with Vega inside it; `make .venv` does this."""
+    from stages.host.plots_page import write_plots_page
+
+    click.echo(f"wrote {write_plots_page(Path.cwd()).relative_to(Path.cwd())}")
+
+
 @main.command()
 def report() -> None:
     """Joins scores, comparison and timing into results/report.md."""
