@@ -72,8 +72,10 @@ def why_flexible(completion: str, found: str, ours: bool) -> str:
         return "theirs reads on after a stop token"
     if not re.search(r"\d", found):
         return "theirs takes punctuation for a number (a lone `$.` or `..`)"
-    if ours and parse_number(found) is not None:
-        return "equal numbers written differently (18.0 and 18)" if re.search(r"\.\d", found) else "a unit's power, fraction or exponent is no number of its own"
+    if ours and re.search(r"\.\d", found):
+        return "equal numbers written differently (18.0 and 18): theirs compares texts, ours values"
+    if ours:
+        return "theirs reads only a part of it: of a fraction, an exponent, other scripts' digits, LaTeX"
     if re.search(r"\d-\d", completion[-40:]):
         return "theirs reads the minus of 16-3 as a sign"
     return "a full stop, fraction or exponent is cut or kept differently"

@@ -5,6 +5,7 @@ from fractions import Fraction
 import pytest
 
 from stages.harness.errors import InputError
+from stages.scoring.answers import gold_answer
 from stages.scoring.bleu import corpus_bleu
 from stages.scoring.statistics import wilson
 from stages.scoring.verdicts import Verdict, by_steps, join, judge, judge_all, model_scores
@@ -39,6 +40,32 @@ PREDICTIONS = [
 )
 def test_a_completion_is_judged_strictly_and_flexibly(completion, verdict):
     assert judge(completion, Fraction(18)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("ending", "gold", "label"),
+    [
+        # Forms that answers take in GSM8K's published model solutions, with the labels that stand beside them there.
+        ("so each raised <<125000/20=6250.0>>6,250\nA: 6,250", "6,250", True),
+        ("= <<125000/20=6250.0>>6,250.\nA: 6250", "A: 6,250", True),
+        ("he climbs <<6000-3000=3000>>3,000 feet\nA: 3,000", "3000", True),
+        ("change worth <<20-14.99=5.01>>5.01\nA: 5", "5", True),
+        ("a profit of <<90-180=-90>>-90.\nA: 90", "90", True),
+        ("she has <<48+5.8=53.8>>53.8 minutes\nA: 53.8", "53", False),
+        ("<<140/60=2.3333333333333335>>2.3333333333333335 minutes.\nA: 2.3333333333333335", "2", False),
+        ("$<<2+12.8=14.8>>14.80 for all\nA: 14.80", "7", False),
+        ("8000-2400=<<8000-2400=5600>>5600 pounds.\nA: 5", "5600", False),
+        ("Peter is 10+John's age\nA: 10+John's age", "50", False),
+        ("at 12/60=1/5 pm\nA: 1/5", "2", False),
+        ("is <<9.20-11.0=-1.8>>-1.8 billion dollars\nA: -1.8 billion", "2", False),
+        ("-20.0/2 = <<-20.0/2=-10.0>>-10.0 loaves\nA: -10", "10", False),
+        ("Adding x to both sides, we get 33 + x = 2x + x\nSubtracting x from both", "22", False),
+        ("For the thirteenth glass Kylar needs to pay 5 * 1", "64", False),
+        ("25", "123", False),
+    ],
+)
+def test_verdicts_are_the_labels_that_others_gave(ending, gold, label):
+    assert judge(ending, gold_answer(gold)).correct is label
 
 
 def test_a_models_object_has_exactly_the_fields_of_metrics_json():
