@@ -1,8 +1,8 @@
 """A working folder as a finished run leaves it, in a second: answers drawn by chance, judged and compared by our code.
 
-The answers are as hard to compress as real ones: one model's shrink to a third under gzip, as GSM8K's solutions do (2.9
-times), and 54% of their words stand in runs of three that another model's answer to the problem holds too. Of qlora's in
-the embedded run, 65% did.
+The answers are as hard to compress as real ones: one model's shrink to a third under gzip, as GSM8K's solutions do, and
+54% of their words stand in runs of three that another model's answer to the problem holds too. Of qlora's in the
+embedded run, 65% did.
 """
 
 import hashlib
@@ -40,16 +40,18 @@ def write_run(folder: Path, problems: int = 60, words: int = 30, gguf_problems: 
     test = [_problem(chance, vocabulary, number) for number in range(problems)]
     test[0]["question"] += NASTY
     write_rows(folder / "data/mix/test.jsonl", test)
-    write_json(folder / "data/mix/account.json", {"qlora": {"read": 90, "dropped: too long": 7, "train": 73, "validation": 10}})
-    write_json(folder / "data/pairs/account.json", {"pairs": {"read": 20, "dropped: right": 1, "train": 18, "validation": 1}})
+    mix, pairs = {"read": 90, "dropped: too long": 7}, {"read": 20, "dropped: right": 1}
+    write_json(folder / "data/mix/account.json", {"qlora": {**mix, "train": 73, "validation": 10}})
+    write_json(folder / "data/pairs/account.json", {"pairs": {**pairs, "train": 18, "validation": 1}})
 
     results = folder / "results"
     for place, model in enumerate(MODELS):
         texts = [" ".join(_answer(chance, vocabulary, stock)) for stock in shared]
         rows = [_prediction(chance, row, text, 0.2 + 0.15 * place) for row, text in zip(test, texts, strict=True)]
         write_rows(results / f"predictions/{model}.jsonl", rows)
-        prompts = {name: _scores(chance, rows, test) for name in (("chatml", "few_shot") if model == "base" else ("own",))}
-        prompt = list(prompts)[-1]
+        asked_as = ("chatml", "few_shot") if model == "base" else ("own",)
+        prompts = {name: _scores(chance, rows, test) for name in asked_as}
+        prompt = asked_as[-1]
         write_json(results / f"metrics/{model}.json", {
             "prompt": prompt, "scores": prompts[prompt], "by_steps": by_steps(rows, test), "prompts": prompts,
             "bleu_signature": "nrefs:1|case:mixed",
@@ -99,7 +101,8 @@ def _drawn(chance: random.Random, vocabulary: list[str], count: int) -> list[str
 
 def _problem(chance: random.Random, vocabulary: list[str], number: int) -> dict[str, Any]:
     steps, value = chance.randint(1, 4), chance.randint(2, 900)
-    working = "\n".join(f"{' '.join(_drawn(chance, vocabulary, 8))} 2*{k}=<<2*{k}={2 * k}>>{2 * k}" for k in range(steps))
+    lines = [" ".join(_drawn(chance, vocabulary, 8)) for _ in range(steps)]
+    working = "\n".join(f"{line} 2*{k}=<<2*{k}={2 * k}>>{2 * k}" for k, line in enumerate(lines))
     question = " ".join(_drawn(chance, vocabulary, 45)).capitalize() + "?"
     return {"id": f"test-{number:06d}", "question": question, "answer": f"{working}\n#### {value}", "steps": steps}
 
@@ -120,7 +123,8 @@ def _prediction(chance: random.Random, row: dict[str, Any], text: str, skill: fl
     """One answer: right with probability `skill`; now and then undeclared, no number, or cut off."""
     gold = gold_answer(row["answer"])
     text += NASTY if row["id"] == "test-000000" else ""
-    kind = chance.choices(("right", "wrong", "silent", "no number", "cut off"), (skill, 0.9 - skill, 0.04, 0.03, 0.03))[0]
+    kinds = {"right": skill, "wrong": 0.9 - skill, "silent": 0.04, "no number": 0.03, "cut off": 0.03}
+    kind = chance.choices(list(kinds), list(kinds.values()))[0]
     text += {"right": f"\n#### {gold}", "wrong": f"\n#### {gold + 1}", "no number": "\n\\boxed{many}"}.get(kind, "")
     verdict = judge(text, gold)
     return {
@@ -152,9 +156,14 @@ def _write_gguf(chance: random.Random, results: Path, model: str, rows: list[dic
         row |= {"completion": row["completion"].partition("####")[0], "answer": None, "correct": False}
     write_rows(results / f"predictions/{model}-gguf.jsonl", [row for form in FORMS for row in answers[form]])
     scores = {form: _scores(chance, answers[form], test) for form in FORMS}
-    about = {"n": len(rows), "tensors": {"F32": 16, "Q8_0": 22}}
     forms = {
-        form: {"pass_at_1": scores[form]["pass_at_1"], "same_text": 1.0 - 0.3 * place, "mib": 2.0 - 0.5 * place, **about}
+        form: {
+            "pass_at_1": scores[form]["pass_at_1"],
+            "same_text": 1.0 - 0.3 * place,
+            "n": len(rows),
+            "mib": 2.0 - 0.5 * place,
+            "tensors": {"F32": 16, "Q8_0": 22},
+        }
         for place, form in enumerate(FORMS)
     }
     found = {"prompt": "own", "form": "q8_0", "scores": scores["q8_0"], "forms": forms}

@@ -80,11 +80,7 @@ def working_key(folder: Path, stage: GraphStage, params: dict[str, Any]) -> str:
     A dep that another stage writes has the hash that dvc.lock gives it (DVC has just written or checked it); any other
     dep is a small file of the repository and is hashed here.
     """
-    written = {
-        out["path"]: out["md5"]
-        for entry in lock_stages(folder).values()
-        for out in entry.get("outs", ())
-    }
+    written = {out["path"]: out["md5"] for entry in lock_stages(folder).values() for out in entry.get("outs", ())}
     deps = {dep: written.get(dep) or _md5(folder / dep) for dep in stage.deps}
     return run_key(stage.command, {name: params.get(name) for name in stage.params}, deps)
 

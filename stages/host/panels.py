@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -87,7 +88,8 @@ def running_mean(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 def _drawn(one: Series, x: Scale, y: Scale) -> Markup:
     """A series' whiskers, line, running mean and dots."""
     mean = running_mean(one.points)
-    parts = [line("interval", x(at), y(low), x(at), y(high)) for (at, _), (low, high) in zip(one.points, one.intervals)]
+    whiskers = zip(one.points, one.intervals, strict=True) if one.intervals else ()
+    parts = [line("interval", x(at), y(low), x(at), y(high)) for (at, _), (low, high) in whiskers]
     parts.append(_path("line faint" if mean else f"line {one.style}", one.points, x, y))
     if mean:
         parts.append(_path(f"line {one.style}", mean, x, y))
@@ -109,11 +111,11 @@ def _hovers(
             _, figures = told.setdefault(round(x(place)), (names.get(place, f"{place:g}"), []))
             figures.append(f"{one.label} {shown}")
     middles = sorted(told)[:: max(1, math.ceil(len(told) / MOST_HOVERS))]
-    edges = [LEFT, *((a + b) / 2 for a, b in zip(middles, middles[1:])), size[0] - RIGHT]
+    edges = [LEFT, *((a + b) / 2 for a, b in pairwise(middles)), size[0] - RIGHT]
     band = Markup('<rect class="hover" x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>')
     return Markup("").join(
         band.format(a, TOP, b - a, size[1] - TOP - BOTTOM, f"{x_label} {told[middle][0]}: {', '.join(told[middle][1])}")
-        for middle, a, b in zip(middles, edges, edges[1:])
+        for middle, (a, b) in zip(middles, pairwise(edges), strict=True)
     )
 
 
