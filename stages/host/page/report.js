@@ -69,7 +69,7 @@ function fits(i) {
   return ids[i].includes(wanted) || searched.some((place) => lowered[i][place].includes(wanted));
 }
 
-// The list: one light row a problem, made once; choosing only hides rows and rewrites their signs.
+// The list: one light row a problem, made once; choosing hides rows, and rewrites signs where the models change.
 const rows = ids.map((id, i) => {
   const signs = element("span", { className: "signs" });
   const button = element(
@@ -77,19 +77,23 @@ const rows = ids.map((id, i) => {
     element("span", { className: "number" }, String(i + 1)),
     element("span", { className: "snippet" }, texts[i][0]), signs,
   );
-  button.dataset.place = i;
-  return { item: element("li", { hidden: true }, button), button, signs };
+  const item = element("li", { hidden: true }, button);
+  item.dataset.place = i;
+  return { item, button, signs, of: "" }; // of: the models whose signs it bears
 });
 $("list").append(...rows.map((row) => row.item));
 
 function list() {
   shown = [];
   const pair = [modelA(), modelB()].filter((m) => m >= 0);
+  const of = pair.join();
   rows.forEach((row, i) => {
     const fitting = fits(i);
     row.item.hidden = !fitting;
     if (!fitting) return;
     shown.push(i);
+    if (row.of === of) return;
+    row.of = of;
     const words = pair.map((m) => word(m, i));
     const told = words.map((one) => element("b", { className: one.replace(" ", "-") }, SIGNS[one]));
     row.signs.replaceChildren(...told);
@@ -276,8 +280,9 @@ $("query").addEventListener("input", () => change("text", $("query").value));
 $("differ").addEventListener("change", () => change("differ", $("differ").checked ? "1" : ""));
 $("show").addEventListener("change", (event) => change("show", event.target.value));
 $("list").addEventListener("click", (event) => {
-  const button = event.target.closest("button");
-  if (button) choose(Number(button.dataset.place), { focus: true });
+  // The row, not its button: a row that has just come into sight may not have its inside yet.
+  const row = event.target.closest("li");
+  if (row) choose(Number(row.dataset.place), { focus: true });
 });
 const MOVES = {
   ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity,
