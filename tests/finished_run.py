@@ -54,7 +54,7 @@ def write_run(folder: Path, problems: int = 60, words: int = 30, gguf_problems: 
         prompt = asked_as[-1]
         write_json(results / f"metrics/{model}.json", {
             "prompt": prompt, "scores": prompts[prompt], "by_steps": by_steps(rows, test), "prompts": prompts,
-            "bleu_signature": "nrefs:1|case:mixed",
+            "bleu_signature": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0",
         })  # fmt: skip
         _write_gguf(chance, results, model, rows[:gguf_problems], test[:gguf_problems])
     _write_curves(chance, results / "plots")
