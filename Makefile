@@ -22,6 +22,7 @@ gsm8k-local: .venv
 .venv: docker/cpu.lock docker/host.lock docker/uv.lock docker/uv.toml pyproject.toml
 	docker/install ../.venv cpu host
 	$(bin)/uv pip install --quiet --python $(bin)/python --no-deps --no-build-isolation --editable .
+	@$(bin)/mathmind plots-page
 	@touch .venv
 
 clean:

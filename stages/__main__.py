@@ -1,5 +1,6 @@
 """The user's command line, `mathmind`. No stage run opens it."""
 
+from json import dumps
 from pathlib import Path
 
 import click
@@ -20,6 +21,56 @@ class OneSentence(click.Group):
 @click.group(cls=OneSentence)
 def main() -> None:
     """Works with the comparison beside `dvc repro`, which makes it."""
+
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@main.command()
+@click.option("--predictions", type=FILE, required=True, multiple=True, help="completions; twice for a paired test")
+@click.option("--gold", type=FILE, required=True, help="rows with GSM8K's question and answer, joined by id or by order")
+@click.option("--json", is_flag=True, help="print JSON instead of a table")
+@click.option("--rows", type=click.Path(dir_okay=False, path_type=Path), help="write each verdict to this file")
+@click.option("--seed", default=0, show_default=True, help="draws the bootstrap of BLEU's interval")
+def score(predictions: tuple[Path, ...], gold: Path, json: bool, rows: Path | None, seed: int) -> None:
+    """Scores predictions, one `{"id", "completion"}` a line, as eval does; two files are also tested in pairs."""
+    from stages.harness.jsonl import write_rows
+    from stages.host.score import Scored, as_json, as_table
+
+    if len(set(predictions)) != len(predictions) or len(predictions) > 2:
+        raise click.UsageError("--predictions takes one file, or two different ones for a paired test")
+    if rows and len(predictions) == 2:
+        raise click.UsageError("--rows writes the verdicts of one file: give one --predictions")
+    scored = [Scored(path, gold, seed) for path in predictions]
+    if rows:
+        write_rows(rows, scored[0].rows())
+    if json:
+        click.echo(dumps(as_json(scored), indent=2))
+    else:
+        from rich.console import Console
+
+        Console().print(as_table(scored))
+
+
+@main.command()
+@click.option("--n", type=click.IntRange(min=2), required=True, help="seeds in all, the committed run's counted")
+@click.argument("stages", nargs=-1, required=True, metavar="STAGE...")
+def seeds(n: int, stages: tuple[str, ...]) -> None:
+    """Queues the same recipe under other seeds as DVC experiments; `mathmind report` shows their spread."""
+    from stages.host.seeds import queue
+
+    names = queue(Path.cwd(), stages, n)
+    click.echo("\n".join(names) or "every seed has been asked for before")
+    if names:
+        click.echo("start them with `dvc queue start -j 1`; when they have ended, run `mathmind report`")
+
+
+@main.command("plots-page")
+def plots_page() -> None:
+    """Writes the page that `dvc plots show` and `dvc plots diff` fill, with Vega inside it; `make .venv` does this."""
+    from stages.host.plots_page import write_plots_page
+
+    click.echo(f"wrote {write_plots_page(Path.cwd()).relative_to(Path.cwd())}")
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 A model that carries a chat template is asked with it. The base carries none: it is asked in every way that
 `base_prompts` names, and the way that scores best is its score, so that no method beats a base that was asked badly.
+With `n_samples` above 1 each question is also answered so many times at a temperature, for pass@k and maj@k.
 """
 
 from pathlib import Path
@@ -13,43 +14,87 @@ from stages.harness import measures
 from stages.harness.jsonl import read_rows, write_json, write_rows
 from stages.harness.params import StageParams
 from stages.inference.asking import ask
+from stages.inference.engine import Engine, Sampling
 from stages.scoring import bleu
-from stages.scoring.verdicts import by_steps, model_scores
+from stages.scoring.answers import gold_answer, parse_number
+from stages.scoring.samples import majority_at_k, pass_at_k, powers_of_two
+from stages.scoring.verdicts import DIGITS, Row, by_steps, judge_all, model_scores
 
 OWN = "own"  # the prompt of a model that carries its template
+SAMPLED = ("completion", "answer", "correct", "finish_reason", "tokens")  # what a row keeps of each sampled answer
 
 
 class Params(StageParams):
     """Greedy, on every test row or the first so many."""
 
-    seed: int  # draws the bootstrap of BLEU's interval
-    engine: Literal["transformers"]
+    seed: int  # draws the samples, and the bootstrap of BLEU's interval
+    engine: Literal["transformers", "vllm"]
     batch_size: int = Field(gt=0)
     max_new_tokens: int = Field(gt=0)  # an answer cut here counts in `truncated`
     problems: int | None = Field(gt=0)  # null: the whole test set
     base_prompts: tuple[Literal["chatml", "alpaca", "few_shot"], ...] = Field(strict=False, min_length=1)
+    n_samples: int = Field(gt=0)
+    temperature: float = Field(gt=0)  # of the samples
 
 
 def run(p: Params, *, model: Path, mix: Path, out_metrics: Path, out_predictions: Path) -> None:
     """Writes the scores, with the prompt that earned them, and one row an answer."""
-    from stages.inference.transformers_engine import TransformersEngine
-
-    engine = TransformersEngine(model, p.batch_size)
+    engine = _engine(p, model)
     test = list(read_rows(mix / "test.jsonl"))[: p.problems]
     templates = {OWN: engine.template} if engine.template else {
         name: (mix / "prompts" / f"{name}.jinja").read_text(encoding="utf-8") for name in p.base_prompts
     }  # fmt: skip
 
-    answers = {name: ask(engine, name, template, test, p.max_new_tokens) for name, template in templates.items()}
-    scores = {name: model_scores(rows, test, seed=p.seed) for name, rows in answers.items()}
+    greedy = Sampling(p.max_new_tokens)
+    answers = {name: ask(engine, name, template, test, greedy) for name, template in templates.items()}
+    judged = {name: judge_all(rows, test) for name, rows in answers.items()}
+    scores = {name: model_scores(found, seed=p.seed) for name, found in judged.items()}
     best = max(scores, key=lambda name: scores[name]["pass_at_1"])
 
-    write_rows(out_predictions, answers[best])
-    write_json(out_metrics, {
+    found = {
         "prompt": best,
         "scores": scores[best],
-        "by_steps": by_steps(answers[best], test),
+        "by_steps": by_steps(judged[best]),
         "prompts": scores,
         "bleu_signature": bleu.signature(),
-    })  # fmt: skip
+    }
+    if p.n_samples > 1:
+        samples = _samples(p, engine, best, templates[best], test)
+        found["samples"] = _sample_scores(p, samples, test)
+        for row, drawn in zip(answers[best], samples, strict=True):
+            row["samples"] = drawn
+
+    write_rows(out_predictions, answers[best])
+    write_json(out_metrics, found)
     measures.note(tokens=sum(row["tokens"] for rows in answers.values() for row in rows))
+
+
+def _engine(p: Params, model: Path) -> Engine:
+    if p.engine == "vllm":
+        from stages.inference.vllm_engine import VllmEngine
+
+        return VllmEngine(model)
+    from stages.inference.transformers_engine import TransformersEngine
+
+    return TransformersEngine(model, p.batch_size)
+
+
+def _samples(p: Params, engine: Engine, prompt: str, template: str, test: list[Row]) -> list[list[Row]]:
+    """The sampled answers to each question, `n_samples` of them, in the order of the test."""
+    repeated = [row for row in test for _ in range(p.n_samples)]
+    rows = ask(engine, prompt, template, repeated, Sampling(p.max_new_tokens, p.temperature, p.seed))
+    answers = [{key: row[key] for key in SAMPLED} for row in rows]
+    return [answers[start : start + p.n_samples] for start in range(0, len(answers), p.n_samples)]
+
+
+def _sample_scores(p: Params, samples: list[list[Row]], test: list[Row]) -> Row:
+    """pass@k and maj@k at the powers of two up to `n_samples`; votes are the declared numbers."""
+    correct = [[answer["correct"] for answer in answers] for answers in samples]
+    votes = [[parse_number(answer["answer"] or "") for answer in answers] for answers in samples]
+    right = [gold_answer(row["answer"]) for row in test]
+    return {
+        "n_samples": p.n_samples,
+        "temperature": p.temperature,
+        "pass_at_k": {str(k): round(pass_at_k(correct, k), DIGITS) for k in powers_of_two(p.n_samples)},
+        "maj_at_k": {str(k): round(majority_at_k(votes, right, k), DIGITS) for k in powers_of_two(p.n_samples)},
+    }

@@ -1,7 +1,7 @@
 """eval-gguf: what export and quantisation cost: each GGUF form's greedy answers through llama.cpp.
 
 The model is asked exactly as eval asked it, so that the same text can be expected: `same_text` is the share of answers
-that are letter for letter those of the merged model.
+that are letter for letter those of the merged model. A form that loses more than it may stops the graph here.
 """
 
 from pathlib import Path
@@ -14,10 +14,21 @@ from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, read_rows, write_json, write_rows
 from stages.harness.params import StageParams
 from stages.inference.asking import ask
+from stages.inference.engine import Sampling
 from stages.inference.llama_cpp_engine import LlamaCppEngine
-from stages.scoring.verdicts import model_scores
+from stages.scoring.statistics import paired_difference
+from stages.scoring.verdicts import DIGITS, judge_all, model_scores
 
-DIGITS = 6
+
+class LargestDrop(StageParams):
+    """What a form may lose in pass@1 against the merged model: a fraction, or null where anything may be lost.
+
+    The whole 95% interval of the paired difference must lie beyond it to count: a few problems more or less do not.
+    """
+
+    f16: float | None = Field(ge=0)
+    q8_0: float | None = Field(ge=0)
+    q4_k_m: float | None = Field(ge=0)
 
 
 class Params(StageParams):
@@ -25,6 +36,7 @@ class Params(StageParams):
 
     seed: int  # draws the bootstrap of BLEU's interval
     scored: Literal["f16", "q8_0", "q4_k_m"]
+    largest_drop: LargestDrop
     problems: int = Field(gt=0)
     max_new_tokens: int = Field(gt=0)
     sequences: int = Field(gt=0)
@@ -42,7 +54,18 @@ def run(p: Params, *, gguf: Path, mix: Path, reference: Path, out_metrics: Path,
 
     name = merged[0]["prompt"]
     answers = {form: _answers(p, gguf / f"{form}.gguf", name, mix, test) for form in forms}
-    scores = {form: model_scores(rows, test, seed=p.seed) for form, rows in answers.items()}
+    judged = {form: judge_all(rows, test) for form, rows in answers.items()}
+    scores = {form: model_scores(found, seed=p.seed) for form, found in judged.items()}
+    right = [row["correct"] for row in merged]
+    drops = {form: paired_difference(right, found.correct()) for form, found in judged.items()}
+    for form, drop in drops.items():
+        allowed = getattr(p.largest_drop, form)
+        if allowed is not None and drop["low"] > allowed:
+            raise InputError(
+                f"{gguf}/{form}.gguf loses {100 * drop['difference']:.1f} points of pass@1 against the merged model "
+                f"({100 * drop['low']:.1f} at least), more than eval_gguf.largest_drop.{form} allows "
+                f"({100 * allowed:.1f}): mend the export, or allow more"
+            )
     tensors = read_json(gguf / "tensors.json")
     write_rows(out_predictions, (row for form in forms for row in answers[form]))
     write_json(out_metrics, {
@@ -52,6 +75,7 @@ def run(p: Params, *, gguf: Path, mix: Path, reference: Path, out_metrics: Path,
         "forms": {
             form: {
                 "pass_at_1": scores[form]["pass_at_1"],
+                "drop": {key: round(drops[form][key], DIGITS) for key in ("difference", "low", "high", "p")},
                 "same_text": round(_same(answers[form], merged) / len(merged), DIGITS),
                 "n": len(merged),
                 "mib": round((gguf / f"{form}.gguf").stat().st_size / 2**20, 3),
@@ -67,7 +91,7 @@ def _answers(p: Params, file: Path, name: str, mix: Path, test: list[dict]) -> l
     """One form's answers; a base model, which carries no template, is asked in the way named."""
     engine = LlamaCppEngine(file, p.sequences, p.context, p.threads)
     template = engine.template or (mix / "prompts" / f"{name}.jinja").read_text(encoding="utf-8")
-    rows = ask(engine, name, template, test, p.max_new_tokens)
+    rows = ask(engine, name, template, test, Sampling(p.max_new_tokens))
     engine.close()
     return [{"form": file.stem, **row} for row in rows]
 

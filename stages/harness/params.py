@@ -1,7 +1,7 @@
 """Typed parameters: what params.yaml may say, and how a stage gets its part of it.
 
 A stage declares a subclass of StageParams; the section of params.yaml that carries the stage's name fills it, and the
-top-level `seed` joins it where the subclass asks for one. Unknown keys and wrong types are refused by name.
+top-level `seed` joins it where the subclass asks for one and the section has none of its own (null). Unknown keys and wrong types are refused by name.
 """
 
 from pathlib import Path
@@ -91,7 +91,7 @@ def section(path: Path, values: dict[str, Any], name: str, model: type[Section])
     found = values[name] if values[name] is not None else {}
     if not isinstance(found, dict):
         raise InputError(f"{path}: {name} must be a mapping, found {found!r}")
-    if "seed" in model.model_fields and "seed" in values:
+    if "seed" in model.model_fields and found.get("seed") is None and "seed" in values:
         found = {**found, "seed": values["seed"]}
     try:
         return model.model_validate(found)

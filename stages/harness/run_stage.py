@@ -97,4 +97,7 @@ def _trace_opens(log: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # all is written; taking torch apart module by module would cost another second and a half

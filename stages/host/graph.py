@@ -30,7 +30,12 @@ class GraphStage:
 
 def read_yaml(path: Path) -> Any:
     """A YAML 1.2 file's value; an absent file is an empty mapping."""
-    return (YAML(typ="safe").load(path.read_text(encoding="utf-8")) if path.is_file() else None) or {}
+    return parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of YAML 1.2 text; nothing is an empty mapping."""
+    return YAML(typ="safe").load(text) or {}
 
 
 def read_graph(folder: Path, params: dict[str, Any]) -> dict[str, GraphStage]:

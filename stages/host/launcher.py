@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -114,6 +114,8 @@ def native(job: Job) -> tuple[list[str], dict[str, str]]:
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment |= provenance.determinism(job.tree)
     environment |= {"HOME": str(job.scratch / "tmp"), "TMPDIR": str(job.scratch / "tmp"), "PYTHONUNBUFFERED": "1"}
+    if job.settings.gpus == 0:
+        environment["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled on a CPU; loading the compiler takes a second
     return command, environment
 
 
@@ -138,8 +140,8 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
     try:
         status = child.wait()
     finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # nothing that the stage started outlives it
     return 128 - status if status < 0 else status
 
 

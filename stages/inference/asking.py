@@ -1,21 +1,19 @@
 """Putting test problems to a model and judging its answers, the same for every engine."""
 
 import hashlib
-from typing import Any
-
 from stages.corpus.chat_format import STOP_TEXTS, render
 from stages.inference.engine import Completion, Engine, Sampling
 from stages.scoring.answers import gold_answer
-from stages.scoring.verdicts import judge
+from stages.scoring.verdicts import Row, judge
 
 
-def ask(engine: Engine, prompt: str, template: str, test: list[dict[str, Any]], max_new_tokens: int) -> list[dict[str, Any]]:
-    """Asks each test question greedily, in the way that `prompt` names and `template` renders.
+def ask(engine: Engine, prompt: str, template: str, test: list[Row], sampling: Sampling) -> list[Row]:
+    """Asks each test question, in the way that `prompt` names and `template` renders.
 
     Returns one prediction row a question, in the order of the test: what was asked, what came back, and the verdict.
     """
     asked = [render(template, row["question"]) for row in test]
-    completions = engine.generate(asked, Sampling(max_new_tokens))
+    completions = engine.generate(asked, sampling)
     return [
         _prediction(prompt, text, row, until_stop_text(completion, prompt))
         for row, text, completion in zip(test, asked, completions, strict=True)
@@ -29,7 +27,7 @@ def until_stop_text(completion: Completion, prompt: str) -> Completion:
     return Completion(before, "stop", completion.tokens) if found else completion
 
 
-def _prediction(prompt: str, asked: str, row: dict[str, Any], completion: Completion) -> dict[str, Any]:
+def _prediction(prompt: str, asked: str, row: Row, completion: Completion) -> Row:
     verdict = judge(completion.text, gold_answer(row["answer"]))
     return {
         "id": row["id"],

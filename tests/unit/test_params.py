@@ -64,6 +64,8 @@ def test_a_small_number_is_a_number_in_any_spelling(tmp_path, written):
 
 def test_the_seed_joins_a_section_that_asks_for_it(tmp_path):
     assert parse(tmp_path, GOOD).seed == 7
+    assert parse(tmp_path, GOOD.replace("orpo: {", "orpo: {seed: null, ")).seed == 7
+    assert parse(tmp_path, GOOD.replace("orpo: {", "orpo: {seed: 3, ")).seed == 3
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from stages.harness.errors import InputError
 from stages.scoring.bleu import corpus_bleu
 from stages.scoring.statistics import wilson
-from stages.scoring.verdicts import Verdict, by_steps, join, judge, model_scores
+from stages.scoring.verdicts import Verdict, by_steps, join, judge, judge_all, model_scores
 
 GOLD = [
     {"id": "p1", "question": "?", "answer": "9 * 2 = <<9*2=18>>18\n#### 18"},
@@ -42,7 +42,7 @@ def test_a_completion_is_judged_strictly_and_flexibly(completion, verdict):
 
 
 def test_a_models_object_has_exactly_the_fields_of_metrics_json():
-    scores = model_scores(PREDICTIONS, GOLD, seed=1, resamples=50)
+    scores = model_scores(judge_all(PREDICTIONS, GOLD), seed=1, resamples=50)
     low, high = wilson(2, 4)
     assert list(scores) == [
         "pass_at_1", "pass_at_1_low", "pass_at_1_high", "pass_at_1_flexible",
@@ -58,23 +58,24 @@ def test_a_models_object_has_exactly_the_fields_of_metrics_json():
 
 
 def test_the_same_rows_and_seed_give_the_same_object():
-    assert model_scores(PREDICTIONS, GOLD, seed=1) == model_scores(PREDICTIONS[::-1], GOLD, seed=1)
+    one, other = judge_all(PREDICTIONS, GOLD), judge_all(PREDICTIONS[::-1], GOLD)
+    assert model_scores(one, seed=1) == model_scores(other, seed=1)
 
 
 def test_gold_answers_as_predictions_score_one():
-    scores = model_scores([{"completion": row["answer"]} for row in GOLD], GOLD, seed=1, resamples=20)
+    scores = model_scores(judge_all([{"completion": row["answer"]} for row in GOLD], GOLD), seed=1, resamples=20)
     assert scores["pass_at_1"] == scores["pass_at_1_flexible"] == scores["bleu_raw"] == 1
     assert scores["unparsed"] == scores["truncated"] == 0
 
 
 def test_scores_by_steps_count_the_marks_or_take_the_rows_word():
-    assert by_steps(PREDICTIONS, GOLD) == {
+    assert by_steps(judge_all(PREDICTIONS, GOLD)) == {
         "0": {"pass_at_1": 0.0, "n": 1},
         "1": {"pass_at_1": 0.5, "n": 2},
         "2": {"pass_at_1": 1.0, "n": 1},
     }
     counted = [row | {"steps": steps} for row, steps in zip(GOLD, [10, 2, 2, 10], strict=True)]
-    assert by_steps(PREDICTIONS, counted) == {"2": {"pass_at_1": 0.5, "n": 2}, "10": {"pass_at_1": 0.5, "n": 2}}
+    assert by_steps(judge_all(PREDICTIONS, counted)) == {"2": {"pass_at_1": 0.5, "n": 2}, "10": {"pass_at_1": 0.5, "n": 2}}
 
 
 def without_ids(rows: list[dict]) -> list[dict]:
@@ -115,4 +116,4 @@ def test_ids_that_are_row_numbers_find_their_rows():
 )
 def test_rows_that_do_not_fit_are_named(predictions, gold, message):
     with pytest.raises(InputError, match=message):
-        model_scores(predictions, gold, seed=1, resamples=5)
+        judge_all(predictions, gold)
