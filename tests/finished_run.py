@@ -18,8 +18,8 @@ from stages.harness.jsonl import write_json, write_rows
 from stages.harness.params import read_params
 from stages.host.graph import entry_key, lock_stages, read_graph
 from stages.scoring.answers import gold_answer
-from stages.scoring.statistics import wilson
-from stages.scoring.verdicts import by_steps, judge
+from stages.scoring.statistics import paired_difference, wilson
+from stages.scoring.verdicts import Judged, by_steps, judge, judge_all
 from tests.imports import ROOT
 
 MODELS = ("base", "sft", "qlora", "grpo", "orpo")
@@ -50,10 +50,11 @@ def write_run(folder: Path, problems: int = 60, words: int = 30, gguf_problems: 
         rows = [_prediction(chance, row, text, 0.2 + 0.15 * place) for row, text in zip(test, texts, strict=True)]
         write_rows(results / f"predictions/{model}.jsonl", rows)
         asked_as = ("chatml", "few_shot") if model == "base" else ("own",)
-        prompts = {name: _scores(chance, rows, test) for name in asked_as}
+        judged = judge_all(rows, test)
+        prompts = {name: _scores(chance, judged) for name in asked_as}
         prompt = asked_as[-1]
         write_json(results / f"metrics/{model}.json", {
-            "prompt": prompt, "scores": prompts[prompt], "by_steps": by_steps(rows, test), "prompts": prompts,
+            "prompt": prompt, "scores": prompts[prompt], "by_steps": by_steps(judged), "prompts": prompts,
             "bleu_signature": "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0",
         })  # fmt: skip
         _write_gguf(chance, results, model, rows[:gguf_problems], test[:gguf_problems])
@@ -134,18 +135,16 @@ def _prediction(chance: random.Random, row: dict[str, Any], text: str, skill: fl
     }  # fmt: skip
 
 
-def _scores(chance: random.Random, rows: list[dict], test: list[dict]) -> dict[str, Any]:
+def _scores(chance: random.Random, judged: Judged) -> dict[str, Any]:
     """A model's object in metrics.json; BLEU alone is made up, as it would take seconds."""
-    n = len(rows)
-    verdicts = [judge(row["completion"], gold_answer(gold["answer"])) for row, gold in zip(rows, test, strict=True)]
-    right, bleu = sum(verdict.correct for verdict in verdicts), chance.uniform(0.2, 0.7)
+    n, right, bleu = len(judged.verdicts), sum(judged.correct()), chance.uniform(0.2, 0.7)
     low, high = wilson(right, n)
     return {
         "pass_at_1": right / n, "pass_at_1_low": low, "pass_at_1_high": high,
-        "pass_at_1_flexible": sum(verdict.correct_flexible for verdict in verdicts) / n,
+        "pass_at_1_flexible": sum(verdict.correct_flexible for verdict in judged.verdicts) / n,
         "bleu": bleu, "bleu_low": bleu - 0.02, "bleu_high": bleu + 0.03, "bleu_raw": bleu / 2,
-        "unparsed": sum(not verdict.parsed for verdict in verdicts) / n,
-        "truncated": sum(row["finish_reason"] == "length" for row in rows) / n, "n": n,
+        "unparsed": sum(not verdict.parsed for verdict in judged.verdicts) / n,
+        "truncated": sum(row["finish_reason"] == "length" for row in judged.predictions) / n, "n": n,
     }  # fmt: skip
 
 
@@ -155,10 +154,13 @@ def _write_gguf(chance: random.Random, results: Path, model: str, rows: list[dic
     for row in answers["q4_k_m"][1::3]:
         row |= {"completion": row["completion"].partition("####")[0], "answer": None, "correct": False}
     write_rows(results / f"predictions/{model}-gguf.jsonl", [row for form in FORMS for row in answers[form]])
-    scores = {form: _scores(chance, answers[form], test) for form in FORMS}
+    judged = {form: judge_all(answers[form], test) for form in FORMS}
+    scores = {form: _scores(chance, judged[form]) for form in FORMS}
+    merged = [row["correct"] for row in rows]
     forms = {
         form: {
             "pass_at_1": scores[form]["pass_at_1"],
+            "drop": paired_difference(merged, judged[form].correct()),
             "same_text": 1.0 - 0.3 * place,
             "n": len(rows),
             "mib": 2.0 - 0.5 * place,

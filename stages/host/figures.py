@@ -54,6 +54,21 @@ def by_steps(results: Results) -> Panel:
     return Panel("pass@1 by number of steps", "", svg, series)
 
 
+def samples(results: Results) -> list[Panel]:
+    """Of several answers drawn to each problem: is one of k right, and is the one that most agree on."""
+    found = {name: about["samples"] for name, about in results.about.items() if "samples" in about}
+    panels = []
+    for title, figure in (("one of k right: pass@k", "pass_at_k"), ("majority of k right: maj@k", "maj_at_k")):
+        series = []
+        for name, drawn in found.items():
+            points = list(enumerate(drawn[figure].values()))
+            series.append(Series(name, results.hue(name), points, marked=True))
+        if series:
+            named = list(enumerate(next(iter(found.values()))[figure]))
+            panels.append(Panel(title, "", panel(series, title, "k", percent=True, low=0, x_ticks=named), series))
+    return panels
+
+
 def gguf(results: Results) -> list[Panel]:
     """A file's size against its score and against how often its text is that of the merged model."""
     rows, panels = gguf_forms(results), []

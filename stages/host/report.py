@@ -59,6 +59,7 @@ def render_page(results: Results, lock_digest: str) -> str:
         forest=figures.scores(results),
         step_panel=figures.by_steps(results),
         curves=figures.curves(results),
+        sample_panels=figures.samples(results),
         gguf_panels=figures.gguf(results),
         lock_digest=lock_digest,
     )
@@ -92,7 +93,7 @@ def _rendered(template: str, results: Results, *, escape: bool, **more: Any) -> 
         base_model=_base_model(results),
         against_base=tables.against_base(results),
         published=PUBLISHED, published_model=MODEL, published_source=SOURCE, published_n=PROBLEMS,
-        tested=tested, cells=cells,
+        tested=tested, cells=cells, seeds=tables.other_seeds(results),
         gains=gains, most_gain=max((abs(row[part]) for row in gains.values() for part in row), default=0),
         step_counts=tables.step_counts(results),
         forms=forms, gguf_n=max((row["n"] for row in forms), default=0),

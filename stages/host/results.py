@@ -13,6 +13,7 @@ from stages.harness.jsonl import read_json, read_rows
 from stages.harness.params import read_params
 from stages.host.graph import entry_key, lock_stages
 from stages.host.provenance import TIMING
+from stages.host.seeds import collect
 
 Row = dict[str, Any]
 METRICS, COMPARISON = Path("metrics.json"), Path("results/comparison.json")
@@ -37,6 +38,7 @@ class Results:
     accounts: dict[str, Row]  # by stage, rows read, dropped and used; data/ may not be there
     test: list[Row] | None  # GSM8K rows with id and steps, or None where data/mix is not there
     predictions: dict[str, list[Row]]  # by model; DVC may not have brought them all
+    seeds: dict[str, Row]  # by name, runs of the same recipe under another seed of one stage; scores where they ended
     changed: list[str]  # files and sections of params.yaml that are not what dvc.lock holds
 
     @property
@@ -101,6 +103,7 @@ def read_results(folder: Path) -> Results:
         accounts={name: read_json(folder / path) for name, path in ACCOUNTS.items() if (folder / path).is_file()},
         test=list(read_rows(folder / TEST)) if (folder / TEST).is_file() else None,
         predictions={name: list(read_rows(path)) for name, path in predictions.items() if path.is_file()},
+        seeds=collect(folder),
         changed=_changed_files(folder, lock) + _changed_params(params, lock),
     )
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stages.host.results import Results, Row
+from stages.host.results import Results, Row, model_of
 
 SIGNIFICANT = 0.05  # of p after Holm's correction
 SOME, MUCH = 0.05, 0.15  # differences in pass@1 from which the matrix is coloured more strongly
@@ -50,6 +50,25 @@ def gguf_forms(results: Results) -> list[Row]:
         for place, (form, row) in enumerate(forms):
             model = name.removesuffix("-gguf")
             rows.append({**row, "model": model, "form": form, "first": place == 0, "forms": len(forms)})
+    return rows
+
+
+def other_seeds(results: Results) -> list[Row]:
+    """What another seed of one stage does to the scores: a row a stage and model that any of its runs moved.
+
+    `pass_at_1` holds this run's score first, then the others'; `waiting` counts runs without scores, queued or failed.
+    """
+    stages: dict[str, list[Row]] = {}
+    for run in results.seeds.values():
+        stages.setdefault(run["stage"], []).append(run)
+    rows = []
+    for stage, runs in stages.items():
+        ended = [run["models"] for run in runs if run["models"]]
+        for model in results.trained:
+            scores = [models[model]["pass_at_1"] for models in (results.models, *ended)]
+            if len(set(scores)) > 1 or model == model_of(stage):
+                waiting = len(runs) - len(ended)
+                rows.append({"stage": stage, "model": model, "pass_at_1": scores, "waiting": waiting})
     return rows
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from click.testing import CliRunner
 from stages.__main__ import main
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, read_rows, write_json, write_rows
+from stages.host.graph import read_yaml
 from stages.host.predictions import CORRECT, CORRECT_FLEXIBLE, NOT_ASKED, PARSED, TRUNCATED
 from stages.host.published import PUBLISHED
 from stages.host.report import write_reports
+from stages.host.seeds import recipe_keys
 from stages.scoring.statistics import wilson
 from tests.finished_run import MODELS, NASTY, write_lock, write_run
 from tests.imports import ROOT
@@ -138,14 +141,16 @@ def test_scores_by_steps_and_gains_are_those_of_comparison_json(finished):
 def test_every_gguf_form_is_shown_with_its_size_and_scores(finished):
     about, rows = read_json(finished / "results/comparison.json")["models"], page_once(finished).tables["forms"][1:]
     expected = [
-        (form["mib"], form["pass_at_1"], form["same_text"])
+        form
         for model in MODELS
         for form in sorted(about[f"{model}-gguf"]["forms"].values(), key=lambda form: -form["mib"])
     ]
-    found = [row[-7:] for row in rows]  # the model's cell spans its forms
-    assert [number(row[1]) for row in found] == [mib for mib, _, _ in expected]
-    assert [number(row[2]) for row in found] == near([score for _, score, _ in expected])
-    assert [number(row[4]) for row in found] == near([same for _, _, same in expected])
+    for row, form in zip(rows, expected, strict=True):
+        mib, score, _, lost, interval, same = row[-8:-2]  # counted from the end: the model's cell spans its forms
+        assert number(mib) == form["mib"]
+        drop = form["drop"]
+        assert [number(score), number(same)] == near([form["pass_at_1"], form["same_text"]])
+        assert [number(lost), *bounds(interval)] == near([drop["difference"], drop["low"], drop["high"]])
 
 
 def test_the_reports_figures_stand_beside_with_wilsons_interval_at_100(made):
@@ -302,6 +307,34 @@ def test_an_absent_column_is_no_panel_and_an_absent_curve_no_loss(copy):
 def test_a_run_without_any_curve_has_a_page(copy):
     shutil.rmtree(copy / "results/plots")
     assert "There is no curve in results/plots." in page_of(copy).words
+
+
+def test_scores_of_several_answers_are_shown_where_a_run_has_them(copy):
+    assert "samples" not in page_of(copy).tables
+    comparison = read_json(copy / "results/comparison.json")
+    shares = {"1": 0.25, "2": 0.5, "4": 0.75}
+    for model in MODELS:
+        drawn = {"n_samples": 4, "temperature": 0.8, "pass_at_k": shares, "maj_at_k": {**shares, "4": 0.625}}
+        comparison["models"][model]["samples"] = drawn
+    write_json(copy / "results/comparison.json", comparison)
+    page = page_of(copy)
+    assert page.table("samples")["qlora"] == ["25.0", "50.0", "75.0", "25.0", "50.0", "62.5"]
+    assert "4 answers drawn at temperature 0.8" in page.words
+
+
+def test_runs_of_the_same_recipe_under_other_seeds_show_their_spread(copy):
+    models = read_json(copy / "metrics.json")["models"]
+    own, recipe = models["grpo"]["pass_at_1"], recipe_keys(read_yaml(copy / "dvc.lock"))["grpo"]
+    ended = {"stage": "grpo", "seed": 1, "recipe": recipe, "models": {**models, "grpo": {"pass_at_1": own + 0.1}}}
+    runs = {"a": ended, "b": {**ended, "models": None}, "c": {**ended, "recipe": "of another recipe"}}
+    write_json(copy / "results/seeds.json", runs)
+    subprocess.run(["git", "init", "--quiet"], cwd=copy, check=True)  # where seeds look for the runs that ended
+    spread = page_of(copy).tables["seeds"][1:]
+    assert len(spread) == 1, "another seed of grpo moves grpo alone"
+    assert spread[0][:3] == ["grpo", "grpo", "2"] and spread[0][-1] == "1"
+    assert [number(spread[0][3]), number(spread[0][4]), *bounds(spread[0][5])] == near(
+        [own, own + 0.05, own, own + 0.1]
+    )
 
 
 def test_steps_stand_in_the_order_of_numbers(copy):
