@@ -75,10 +75,11 @@ def plots_page() -> None:
 
 @main.command()
 def report() -> None:
-    """Joins scores, comparison and timing into results/report.md."""
-    from stages.host.report import write_report
+    """Writes results/report.md and the page results/report.html of the run that is here."""
+    from stages.host.report import write_reports
 
-    click.echo(f"wrote {write_report(Path.cwd()).relative_to(Path.cwd())}")
+    for path in write_reports(Path.cwd()):
+        click.echo(f"wrote {path.relative_to(Path.cwd())}")
 
 
 if __name__ == "__main__":

@@ -63,16 +63,20 @@ def run_key(command: str, params: dict[str, Any], deps: dict[str, str]) -> str:
     return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
 
+def lock_stages(folder: Path) -> dict[str, dict[str, Any]]:
+    """The entries of folder/dvc.lock by stage; none where there is no lock."""
+    return read_yaml(folder / "dvc.lock").get("stages", {})
+
+
+def entry_key(entry: dict[str, Any]) -> str:
+    """The key of the run that an entry of dvc.lock holds."""
+    deps = {dep["path"]: dep["md5"] for dep in entry.get("deps", ())}
+    return run_key(entry["cmd"], entry.get("params", {}).get("params.yaml", {}), deps)
+
+
 def lock_keys(folder: Path) -> dict[str, str]:
     """The key of each stage's run that dvc.lock holds."""
-    return {
-        name: run_key(
-            entry["cmd"],
-            entry.get("params", {}).get("params.yaml", {}),
-            {dep["path"]: dep["md5"] for dep in entry.get("deps", ())},
-        )
-        for name, entry in read_yaml(folder / "dvc.lock").get("stages", {}).items()
-    }
+    return {name: entry_key(entry) for name, entry in lock_stages(folder).items()}
 
 
 def working_key(folder: Path, stage: GraphStage, params: dict[str, Any]) -> str:
@@ -81,11 +85,7 @@ def working_key(folder: Path, stage: GraphStage, params: dict[str, Any]) -> str:
     A dep that another stage writes has the hash that dvc.lock gives it (DVC has just written or checked it); any other
     dep is a small file of the repository and is hashed here.
     """
-    written = {
-        out["path"]: out["md5"]
-        for entry in read_yaml(folder / "dvc.lock").get("stages", {}).values()
-        for out in entry.get("outs", ())
-    }
+    written = {out["path"]: out["md5"] for entry in lock_stages(folder).values() for out in entry.get("outs", ())}
     deps = {dep: written.get(dep) or _md5(folder / dep) for dep in stage.deps}
     return run_key(stage.command, {name: params.get(name) for name in stage.params}, deps)
 

@@ -1,60 +1,120 @@
-"""`mathmind report`: joins scores, comparison and timing into results/report.md."""
+"""`mathmind report`: a run's scores, curves, times and answers as results/report.md, for GitHub, and a page beside it.
 
+results/report.html is one file that asks for nothing else: its style and script stand in it, and its
+Content-Security-Policy allows those two by hash, and no request at all.
+"""
+
+import base64
+import hashlib
 from pathlib import Path
+from typing import Any
 
-from stages.harness.errors import InputError
-from stages.harness.jsonl import read_json
-from stages.harness.params import read_params
-from stages.host.graph import lock_keys
-from stages.host.provenance import TIMING
+from stages.host import figures, tables
+from stages.host.charts import bar, two_sided
+from stages.host.panels import SMOOTHED_FROM
+from stages.host.predictions import missing, pack
+from stages.host.published import MODEL, PROBLEMS, PUBLISHED, SOURCE
+from stages.host.results import ACCOUNTS, Results, is_gguf, model_of, read_results
 
-REPORT = Path("results/report.md")
+PAGE = Path(__file__).parent / "page"
+REPORT, REPORT_PAGE = Path("results/report.md"), Path("results/report.html")
+PROMPTS = {"own": "its own template"}  # the others have a name that says enough
+SHOWS = {"all": "all", "right": "right", "wrong": "wrong", "unparsed": "unparsed", "truncated": "cut off"}
+FACTS = {"pinned": "packages as pinned", "level": "bits", "recipe": "image recipe"}
 
 
-def write_report(folder: Path) -> Path:
-    """Writes the report of the results in a working folder and returns its path.
+def write_reports(folder: Path) -> list[Path]:
+    """Writes both reports of the results in a working folder and returns their paths.
 
-    A timing record enters only if its key is the one of the run that dvc.lock holds: an older run's time is no time.
+    Raises InputError where results are missing; answers and data that DVC has not brought are only said to be absent.
     """
+    results = read_results(folder)
+    lock = hashlib.sha256((folder / "dvc.lock").read_bytes()).hexdigest()[:16]
+    written = {REPORT: render_markdown(results), REPORT_PAGE: render_page(results, lock)}
+    for path, text in written.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8")
+    return [folder / path for path in written]
+
+
+def render_markdown(results: Results) -> str:
+    """The report as GitHub shows it: tables only."""
+    return _rendered("report.md.jinja", results, escape=False)
+
+
+def render_page(results: Results, lock_digest: str) -> str:
+    """The report as one HTML page that works from a file."""
+    from markupsafe import Markup
+
+    style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    return _rendered(
+        "report.html.jinja",
+        results,
+        escape=True,
+        style=Markup(style),
+        script=Markup(script),
+        policy=policy(style, script),
+        answers=pack(results),
+        missing=missing(results),
+        forest=figures.scores(results),
+        step_panel=figures.by_steps(results),
+        curves=figures.curves(results),
+        sample_panels=figures.samples(results),
+        gguf_panels=figures.gguf(results),
+        lock_digest=lock_digest,
+    )
+
+
+def policy(style: str, script: str) -> str:
+    """A Content-Security-Policy under which nothing but this style and this script runs, and nothing is fetched."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'"
+    )
+
+
+def _rendered(template: str, results: Results, *, escape: bool, **more: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    metrics, comparison = read_json(folder / "metrics.json"), read_json(folder / "results/comparison.json")
-    keys = lock_keys(folder)
-    if not keys:
-        raise InputError("dvc.lock is missing or empty: run `dvc repro` first")
-    records = {name: _record(folder / TIMING / f"{name}.json") for name in keys}
-    timing = {name: record for name, record in records.items() if record and record["key"] == keys[name]}
-    about = comparison["models"]
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=False, autoescape=False
-    )
-    environment.globals.update(percent=_percent, hundred=_hundred, points=_points, p_value=_p_value)
-    text = environment.get_template("report.md.jinja").render(
-        profile=read_params(folder / "params.yaml")["profile"],
-        n=metrics["models"]["base"]["n"],
-        models=metrics["models"],
-        pairs=metrics["pairs"],
-        about=about,
-        base_prompts=about["base"]["prompts"],
-        step_counts=sorted(about["base"]["by_steps"]),
-        seconds=lambda name: timing[_trained_in(name)]["seconds"] if _trained_in(name) in timing else "",
-        timing=[timing[name] | {"tokens_per_second": timing[name].get("tokens_per_second")} for name in timing],
-        dropped=[name for name in keys if name not in timing],
-    )
-    path = folder / REPORT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def _record(path: Path) -> dict | None:
-    return read_json(path) if path.is_file() else None
+    environment = Environment(loader=FileSystemLoader(PAGE), undefined=StrictUndefined, autoescape=escape)
+    environment.globals.update(
+        {name: getattr(tables, name) for name in ("counts", "dropped_rows")},
+        bar=bar, two_sided=two_sided, model_of=model_of,
+        percent=_percent, hundred=_hundred, points=_points, p_value=_p_value, seconds=_seconds,
+    )  # fmt: skip
+    gains = {name: row for name, row in results.gains.items() if not is_gguf(name)}
+    forms = tables.gguf_forms(results)
+    stages = tables.time_by_stage(results)
+    tested, cells = tables.matrix(results)
+    return environment.get_template(template).render(
+        r=results,
+        n=results.models["base"]["n"],
+        base_model=_base_model(results),
+        against_base=tables.against_base(results),
+        published=PUBLISHED, published_model=MODEL, published_source=SOURCE, published_n=PROBLEMS,
+        tested=tested, cells=cells, seeds=tables.other_seeds(results),
+        gains=gains, most_gain=max((abs(row[part]) for row in gains.values() for part in row), default=0),
+        step_counts=tables.step_counts(results),
+        forms=forms, gguf_n=max((row["n"] for row in forms), default=0),
+        stages=stages,
+        most_seconds=max((row["seconds"] for row in stages), default=0),
+        most_memory=max((row["peak_memory_mib"] for row in stages), default=0),
+        provenance=tables.provenance(results), facts=FACTS,
+        absent_accounts=[(stage, path) for stage, path in ACCOUNTS.items() if stage not in results.accounts],
+        prompts=PROMPTS, shows=SHOWS.items(), smoothed_from=SMOOTHED_FROM,
+        **more,
+    )  # fmt: skip
 
 
-def _trained_in(model: str) -> str:
-    """The stage that trained a model; a GGUF form was not trained."""
-    return "base-model" if model == "base" else model
+def _base_model(results: Results) -> str:
+    """What the base model is, as a clause."""
+    how = results.params["base_model"]
+    if how["kind"] == "hub":
+        return f"the base model is {how['repo']}"
+    record = results.training("base") or {}
+    weights = f" of {record['weights']:,} weights" if "weights" in record else ""
+    return f"the base model{weights} was pretrained by this run"
 
 
 def _percent(share: float) -> str:
@@ -62,13 +122,21 @@ def _percent(share: float) -> str:
 
 
 def _hundred(share: float) -> str:
-    """BLEU as its papers write it."""
+    """A share in hundredths, and BLEU as its papers write it."""
     return f"{100 * share:.1f}"
 
 
 def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}"
+    """A difference of shares in hundredths, with its sign; a rounded nought has none."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def _p_value(p: float) -> str:
     return f"{p:.2g}" if p >= 1e-300 else "0"
+
+
+def _seconds(seconds: float) -> str:
+    """Seconds with the digits that matter, and hours beside them where they are many."""
+    text = f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.1f}"
+    return f"{text} ({seconds / 3600:.1f} h)" if seconds >= 3600 else text
