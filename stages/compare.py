@@ -30,11 +30,12 @@ def run(
     """Writes metrics.json, comparison.json and the plot's points."""
     found = {file.stem: read_json(file) for file in sorted(metrics.glob("*.json"))}
     models = {name: found[name]["scores"] for name in _in_order(found)}
-    pairs = _tested(p.pairs, {name: _correct(predictions / f"{name}.jsonl") for name in models if "-gguf" not in name})
+    whole = {name: scores for name, scores in models.items() if "-gguf" not in name}  # on all problems, GGUF on some
+    pairs = _tested(p.pairs, {name: _correct(predictions / f"{name}.jsonl") for name in whole})
     write_json(out_metrics, {"models": models, "pairs": pairs})
     write_json(out_comparison, {
         "models": {name: {key: value for key, value in found[name].items() if key != "scores"} for name in models},
-        "gains": {name: _gain(models["base"], scores) for name, scores in models.items() if name != "base"},
+        "gains": {name: _gain(models["base"], scores) for name, scores in whole.items() if name != "base"},
     })  # fmt: skip
     out_plot.parent.mkdir(parents=True, exist_ok=True)
     with out_plot.open("w", encoding="utf-8", newline="") as file:
