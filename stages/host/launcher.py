@@ -130,7 +130,7 @@ def _stage_of(arguments: list[str], graph: dict[str, GraphStage]) -> GraphStage:
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
     """Runs a command in its own process group, hands every signal on to it, and returns its status or 128 + signal."""
-    child = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=_die_with_parent)
+    child = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=_begin_child)
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         os.killpg(child.pid, number)
@@ -143,6 +143,12 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # nothing that the stage started outlives it
     return 128 - status if status < 0 else status
+
+
+def _begin_child() -> None:
+    """What a stage's process does before it becomes one: a background shell's jobs ignore Ctrl-C, a stage must not."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _die_with_parent() -> None:

@@ -212,10 +212,15 @@ def test_a_full_disk_is_one_sentence_and_what_was_there_stays(clone, full):
     assert done.stdout.strip() == "kept"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_launcher_leaves_no_process_and_no_half_written_out(clone, number):
+@pytest.mark.parametrize(
+    ("number", "before"),
+    [(signal.SIGINT, "trap - INT"), (signal.SIGINT, "trap '' INT"), (signal.SIGTERM, ":"), (signal.SIGKILL, ":")],
+    ids=["SIGINT", "SIGINT that a background shell ignores", "SIGTERM", "SIGKILL"],
+)
+def test_a_killed_launcher_leaves_no_process_and_no_half_written_out(clone, number, before):
     change(clone, fetch__sources__pretraining__rows=60000)
-    started = subprocess.Popen(FETCH, cwd=clone, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = ["bash", "-c", f'{before}; exec "$@"', "bash", *FETCH]
+    started = subprocess.Popen(command, cwd=clone, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not list((clone / ".dvc/tmp/mathmind/fetch").glob("*/outs/data/raw/*")) and started.poll() is None:
         time.sleep(0.01)
     started.send_signal(number)
