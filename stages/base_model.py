@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from stages.corpus import schemas
+from stages.corpus.chat_format import few_shot, render
 from stages.corpus.marks import STOP_TOKENS, TEXT_END, TURN_END, TURN_START
 from stages.harness import measures
 from stages.harness.arithmetic import use_portable_arithmetic
@@ -55,7 +56,9 @@ class Params(StageParams):
     vocab: int = Field(gt=300)
     architecture: Architecture
     steps: int = Field(gt=0)
-    tokens_per_step: int = Field(gt=0)
+    max_length: int = Field(gt=0)  # tokens of a row, which whole documents share; longer documents are left out
+    per_device_batch: int = Field(gt=0)  # rows
+    prompt_weight: float = Field(ge=0, le=1)  # what the loss of a prompt's token counts; one of its completion counts 1
     lr: float = Field(gt=0)
     decay_share: float = Field(ge=0, le=1)  # of the steps, at the end, over which the rate falls to nothing
     weight_decay: float = Field(ge=0)
@@ -70,10 +73,9 @@ def run(p: Params, *, raw: Path, sources_lock: Path, out: Path, out_curve: Path)
 
     from stages.training.curves import Curve
 
-    texts = list(_texts(raw, p.sources))
-    tokenizer = train_tokenizer(texts, p.vocab)
-    documents = [encoding.ids for encoding in tokenizer.encode_batch([text + TEXT_END for text in texts])]
-    documents = [ids for ids in documents if len(ids) <= min(p.architecture.positions, p.tokens_per_step)]
+    documents = list(_documents(raw, p.sources))
+    tokenizer = train_tokenizer((prompt + completion for prompt, completion in documents), p.vocab)
+    rows = pack(tokenizer, documents, p.max_length, p.prompt_weight)
 
     use_portable_arithmetic()
     torch.manual_seed(p.seed)
@@ -84,17 +86,17 @@ def run(p: Params, *, raw: Path, sources_lock: Path, out: Path, out_curve: Path)
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, p.steps, p.decay_share))
     curve, tokens, running = Curve(), 0, []
-    batches = batches_by_length(documents, p.tokens_per_step, p.seed)
+    batches = in_random_order(rows, p.per_device_batch, p.seed)
     with progress("base-model", p.steps) as advance:
         for step in range(1, p.steps + 1):
-            batch = next(batches)
-            ids, labels = pad(batch, tokenizer.token_to_id(PAD))
-            loss = model(input_ids=ids, labels=labels, attention_mask=(labels != -100).long()).loss
+            ids, positions, weights = as_tensors(next(batches), tokenizer.token_to_id(PAD))
+            logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+            loss = weighted_loss(logits, ids, weights)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            tokens += sum(map(len, batch))
+            tokens += int((weights > 0).sum())
             running.append(loss.item())
             if step % NOTE_EVERY == 0 or step == p.steps:
                 curve.add(step, loss=sum(running) / len(running), lr=schedule.get_last_lr()[0])
@@ -109,7 +111,12 @@ def run(p: Params, *, raw: Path, sources_lock: Path, out: Path, out_curve: Path)
         tokenizer_object=tokenizer, eos_token=TEXT_END, pad_token=PAD, model_max_length=p.architecture.positions
     ).save_pretrained(out)
     curve.write(out_curve)
-    measures.note(tokens=tokens, weights=sum(weight.numel() for weight in model.parameters()), documents=len(documents))
+    measures.note(
+        trained_tokens=tokens,
+        weights=sum(weight.numel() for weight in model.parameters()),
+        documents=sum(len(row["seq_lengths"]) for row in rows),
+        too_long=len(documents) - sum(len(row["seq_lengths"]) for row in rows),
+    )
 
 
 def train_tokenizer(texts: Sequence[str], vocab: int):
@@ -133,33 +140,59 @@ def train_tokenizer(texts: Sequence[str], vocab: int):
     return tokenizer
 
 
-def batches_by_length(documents: Sequence[list[int]], tokens: int, seed: int) -> Iterator[list[list[int]]]:
-    """Endless batches of at most `tokens` tokens, padding included, of documents of like length, in random order.
+def pack(tokenizer, documents: Sequence[tuple[str, str]], max_length: int, prompt_weight: float) -> list[dict]:
+    """Rows of at most `max_length` tokens, each of whole documents: {input_ids, weights, seq_lengths}.
 
-    Each pass over the documents draws anew; within a batch lengths differ little, so that little is padding.
+    `weights` says how much the loss of a token counts: the tokens of a completion and its end mark 1, those of a prompt
+    `prompt_weight`, and the first of each document nothing, as it does not follow from the document before it.
     """
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    prompts = tokenizer.encode_batch([prompt for prompt, _ in documents])
+    completions = tokenizer.encode_batch([completion + TEXT_END for _, completion in documents])
+    columns: dict[str, list] = {"input_ids": [], "weights": []}
+    for prompt, completion in zip(prompts, completions, strict=True):
+        if len(prompt) + len(completion) <= max_length:
+            weights = [prompt_weight] * len(prompt) + [1.0] * len(completion)
+            columns["input_ids"].append(prompt.ids + completion.ids)
+            columns["weights"].append([0.0, *weights[1:]])
+    whole = {"batch_size": len(columns["input_ids"])}  # rows are filled from all documents at once
+    return pack_dataset(Dataset.from_dict(columns), max_length, strategy="bfd", map_kwargs=whole).to_list()
+
+
+def in_random_order(rows: Sequence[dict], count: int, seed: int) -> Iterator[list[dict]]:
+    """Endless batches of `count` rows; each pass over the rows draws a new order."""
     rng = random.Random(seed)
     while True:
-        by_length = sorted(documents, key=lambda ids: (len(ids), rng.random()))
-        batches, batch = [], []
-        for ids in by_length:
-            if batch and len(ids) * (len(batch) + 1) > tokens:
-                batches.append(batch)
-                batch = []
-            batch.append(ids)
-        batches.append(batch)
-        rng.shuffle(batches)
-        yield from batches
+        order = rng.sample(rows, len(rows))
+        yield from (order[start : start + count] for start in range(0, max(1, len(order) - count + 1), count))
 
 
-def pad(batch: Sequence[list[int]], pad_id: int):
-    """Token ids and labels as tensors (documents, longest); padding has label -100 and is never trained."""
+def as_tensors(batch: Sequence[dict], pad_id: int):
+    """Token ids, positions and weights as tensors (rows, longest); padding weighs nothing.
+
+    Positions begin anew with each document: transformers reads that as "attend to this document only".
+    """
     import torch
 
-    longest = max(map(len, batch))
-    ids = torch.tensor([ids + [pad_id] * (longest - len(ids)) for ids in batch])
-    labels = torch.tensor([ids + [-100] * (longest - len(ids)) for ids in batch])
-    return ids, labels
+    longest = max(len(row["input_ids"]) for row in batch)
+    ids, positions, weights = [], [], []
+    for row in batch:
+        left = longest - len(row["input_ids"])
+        ids.append(row["input_ids"] + [pad_id] * left)
+        positions.append([place for length in (*row["seq_lengths"], left) for place in range(length)])
+        weights.append(row["weights"] + [0.0] * left)
+    return torch.tensor(ids), torch.tensor(positions), torch.tensor(weights)
+
+
+def weighted_loss(logits, ids, weights):
+    """Mean cross-entropy of each token given those before it, in nats, every token counted by its weight."""
+    from torch.nn.functional import cross_entropy
+
+    losses = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    counted = weights[:, 1:].flatten()
+    return (losses * counted).sum() / counted.sum()
 
 
 def rate_share(step: int, steps: int, decay_share: float) -> float:
@@ -170,17 +203,17 @@ def rate_share(step: int, steps: int, decay_share: float) -> float:
     return min(1.0, left / max(1, math.ceil(steps * decay_share)))
 
 
-def _texts(raw: Path, names: Sequence[str]) -> Iterator[str]:
+def _documents(raw: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
     sources = read_json(raw / "sources.json")
     for name in names:
         if name not in sources:
             raise InputError(f"params.yaml: base_model.sources names {name}, which fetch.sources leaves out: mend one")
         path = raw / name / "rows.jsonl"
         if sources[name]["schema"] == "documents":
-            yield from (row["text"] for row in read_rows(path))
+            yield from ((row.get("prompt", ""), row["completion"]) for row in read_rows(path))
         else:
             problems = schemas.problems(path, sources[name]["schema"])
-            yield from (f"Question: {problem.question}\nAnswer: {problem.solution}" for problem in problems)
+            yield from ((render(few_shot(()), problem.question), f" {problem.solution}") for problem in problems)
 
 
 def _model(p: Params, tokenizer):

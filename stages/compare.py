@@ -35,7 +35,7 @@ def run(
     write_json(out_metrics, {"models": models, "pairs": pairs})
     write_json(out_comparison, {
         "models": {name: {key: value for key, value in found[name].items() if key != "scores"} for name in models},
-        "gains": {name: _gain(models["base"], scores) for name, scores in whole.items() if name != "base"},
+        "gains": {name: _gains(found["base"], found[name]) for name in whole if name != "base"},
     })  # fmt: skip
     out_plot.parent.mkdir(parents=True, exist_ok=True)
     with out_plot.open("w", encoding="utf-8", newline="") as file:
@@ -71,6 +71,12 @@ def _tested(names: tuple[str, ...], correct: dict[str, dict[str, bool]]) -> dict
         name: {key: float(f"{value:.6g}") for key, value in {**pair, "p_holm": adjusted[name]}.items()}
         for name, pair in pairs.items()
     }
+
+
+def _gains(base: dict[str, Any], model: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """A model's gain on all problems, then on those of each number of steps."""
+    by_steps = {count: _gain(base["by_steps"][count], scores) for count, scores in model["by_steps"].items()}
+    return {"all": _gain(base["scores"], model["scores"]), **by_steps}
 
 
 def _gain(base: dict[str, float], scores: dict[str, float]) -> dict[str, float]:

@@ -76,7 +76,7 @@ def _engine(p: Params, model: Path) -> Engine:
         return VllmEngine(model)
     from stages.inference.transformers_engine import TransformersEngine
 
-    return TransformersEngine(model, p.batch_size)
+    return TransformersEngine.from_folder(model, p.batch_size)
 
 
 def _samples(p: Params, engine: Engine, prompt: str, template: str, test: list[Row]) -> list[list[Row]]:

@@ -39,6 +39,7 @@ class Params(StageParams):
     steps: dict[int, float]  # share of problems by number of steps
     pretraining_steps: dict[int, float]  # the same, in what the base model reads
     documents: dict[str, float]  # share of each kind of document in what the base model reads
+    careless: float = Field(ge=0, le=1)  # share of the solutions in there whose last step takes the wrong operation
     sources: dict[str, Source]
 
 
@@ -87,7 +88,9 @@ def _rows(p: Params, name: str, source: Source, problems: list[procedural.Proble
     _check_generator(name, source)
     match source.schema_:
         case "documents":
-            rows = procedural.pretraining_documents(source.rows, _seed(p, name), p.documents, p.pretraining_steps)
+            rows = procedural.pretraining_documents(
+                source.rows, _seed(p, name), p.documents, p.pretraining_steps, p.careless
+            )
         case "sharegpt":
             rows = procedural.chat_rows(source.split, source.rows, _seed(p, name))
         case "gsm8k":

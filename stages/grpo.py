@@ -11,8 +11,10 @@ from pydantic import Field
 
 from stages.corpus.marks import TURN_END
 from stages.harness.errors import InputError
-from stages.training.rewards import check_final_answer, match_format_approximately, match_format_exactly
+from stages.training.rewards import check_final_answer, distinct, match_format_approximately, match_format_exactly
 from stages.training.trainer import Optimisation, arguments, dataset, train
+
+REWARDS = (match_format_exactly, match_format_approximately, check_final_answer)
 
 
 class Params(Optimisation):
@@ -50,9 +52,10 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
     tokenizer = load_tokenizer(base, mix / "grpo" / "chat_template.jinja", ends_with=TURN_END)
     trainer = GRPOTrainer(
         model=PeftModel.from_pretrained(load_base(base), adapter, is_trainable=True),
-        reward_funcs=[match_format_exactly, match_format_approximately, check_final_answer],
+        reward_funcs=[*REWARDS, distinct],
         args=GRPOConfig(
             **arguments(p, checkpoints),
+            reward_weights=[1.0] * len(REWARDS) + [0.0],  # distinct is only watched
             num_generations=p.generations,
             num_iterations=p.updates_per_batch,
             max_completion_length=p.max_completion,

@@ -46,7 +46,7 @@ def run(p: Params, *, raw: Path, base: Path, mix: Path, out: Path) -> None:
     )
     problems = mixing.shuffled(problems, p.seed, "preference pairs")[: p.questions]
 
-    engine = TransformersEngine(base, p.batch_size)
+    engine = TransformersEngine.from_folder(base, p.batch_size)
     asked = (mix / "prompts" / "few_shot.jinja").read_text(encoding="utf-8")
     prompts = [chat_format.render(asked, problem.question) for problem in problems for _ in range(p.samples)]
     completions = engine.generate(prompts, Sampling(p.max_new_tokens, p.temperature, p.seed))

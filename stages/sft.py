@@ -1,6 +1,7 @@
 """sft: a short supervised run that teaches the tagged answer form, the warm start from which grpo learns.
 
-LoRA on the 16-bit base, ChatML with a system message that asks for the form, loss on the assistant's tokens alone.
+LoRA on the 16-bit base, ChatML with a system message that asks for the form, loss on the assistant's tokens alone. Its
+work is done as soon as answers come in that form: `stop` ends it there, and leaves the arithmetic to grpo.
 """
 
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from stages.corpus.marks import TURN_END
+from stages.training.stopping import StopAtForm, stop_at_form
 from stages.training.trainer import Lora, Optimisation, arguments, dataset, train
 
 
@@ -16,6 +18,7 @@ class Params(Optimisation):
 
     lora: Lora
     max_length: int = Field(gt=0)  # tokens; prepare-mix drops longer rows
+    stop: StopAtForm
 
 
 def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
@@ -40,4 +43,6 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
         processing_class=tokenizer,
         peft_config=lora(**p.lora.model_dump()),
     )
+    if p.stop.share is not None:
+        trainer.add_callback(stop_at_form(p.stop, trainer, mix / "sft" / "validation.jsonl"))
     train("sft", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)

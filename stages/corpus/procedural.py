@@ -14,16 +14,20 @@ Everything follows from string seeds and the standard library's Mersenne twister
 
 import math
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar
 
+from stages.corpus.chat_format import alpaca, chatml, few_shot, gsm8k_answer, render, tagged_answer
+from stages.corpus.marks import TURN_END
 from stages.corpus.procedural_chat import CHATS
-from stages.corpus.procedural_families import FAMILIES, Family, Problem
+from stages.corpus.procedural_families import FAMILIES, OPERATIONS, RESULTS, Family, Problem
 from stages.harness.errors import InputError
 
 __all__ = [
-    "DOCUMENT_KINDS", "FAMILIES", "SPLITS", "STEP_COUNTS", "Family", "Problem",
+    "DOCUMENT_KINDS", "FAMILIES", "SOLVED", "SPLITS", "STEP_COUNTS", "Family", "Problem",
     "as_dapo", "as_gsm8k", "as_openmathreasoning", "chat_rows", "pretraining_documents", "problems", "row_id",
     "shared_facts",
 ]  # fmt: skip
@@ -37,6 +41,7 @@ CORPUS_SEED = "mathmind corpus 1"  # decides which split holds what: another see
 SHARE_TOLERANCE = 1e-6
 
 T = TypeVar("T")
+Document = tuple[str, str]  # a prompt and its completion
 
 
 def problems(split: str, count: int, seed: int, step_shares: Mapping[int, float]) -> list[Problem]:
@@ -109,48 +114,61 @@ def _row(problem: Problem, identity: str, told: dict[str, str]) -> dict[str, Any
     return {"id": identity, **told, "family": problem.family, "steps": problem.steps}
 
 
-# What the base model reads. Each kind tells one problem of the split "pretraining"; "arithmetic" and "chat" tell none.
+# What the base model reads, as (prompt, completion). Each kind tells one problem of the split "pretraining"; "arithmetic"
+# and "chat" tell none. The kinds of SOLVED work their problem out, if not always with care.
 
 
-def _worked(problem: Problem, rng: random.Random) -> str:
-    return f"Question: {problem.question}\nAnswer: {problem.working}\n#### {problem.answer}"
+def _worked(problem: Problem, rng: random.Random) -> Document:
+    return render(few_shot(()), problem.question), f" {_declared(problem)}"
 
 
-def _tagged(problem: Problem, rng: random.Random) -> str:
-    working = f"<start_working_out>\n{problem.working}\n<end_working_out>"
-    return f"{problem.question}\n{working}\n<SOLUTION>{problem.answer}</SOLUTION>"
+def _tagged(problem: Problem, rng: random.Random) -> Document:
+    return f"{problem.question}\n", _in_tags(problem)
 
 
-def _boxed_document(problem: Problem, rng: random.Random) -> str:
-    return f"{problem.question}\n{_boxed(problem)}"
+def _boxed_document(problem: Problem, rng: random.Random) -> Document:
+    return f"{problem.question}\n", _boxed(problem)
 
 
-def _terse_chat(problem: Problem, rng: random.Random) -> str:
+def _worked_chat(problem: Problem, rng: random.Random) -> Document:
+    """The solution as the reply in a chat, its answer given in one of the three ways."""
+    return _chat(problem.question, rng.choice((_declared, _boxed, _in_tags))(problem))
+
+
+def _worked_alpaca(problem: Problem, rng: random.Random) -> Document:
+    return render(alpaca(), problem.question), _declared(problem)
+
+
+def _terse_chat(problem: Problem, rng: random.Random) -> Document:
     """The bare answer, half the time a wrong one: a near miss or a number of the question."""
     answer = problem.answer
     if rng.random() < 0.5:
         near = [answer + miss for miss in (-10, -2, -1, 1, 2, 10)]
         answer = rng.choice([wrong for wrong in (*near, *problem.numbers) if wrong > 0 and wrong != answer])
-    return _chatml(problem.question, str(answer))
+    return _chat(problem.question, str(answer))
 
 
-def _story(problem: Problem, rng: random.Random) -> str:
+def _story(problem: Problem, rng: random.Random) -> Document:
     """The statement without its question."""
-    return problem.question.rpartition(". ")[0] + "."
+    return "", problem.question.rpartition(". ")[0] + "."
 
 
-PROBLEM_DOCUMENTS = {
-    "worked": _worked, "tagged": _tagged, "boxed": _boxed_document, "terse_chat": _terse_chat, "stories": _story,
+SOLVED = {
+    "worked": _worked, "tagged": _tagged, "boxed": _boxed_document, "worked_chat": _worked_chat,
+    "worked_alpaca": _worked_alpaca,
 }  # fmt: skip
+PROBLEM_DOCUMENTS = {**SOLVED, "terse_chat": _terse_chat, "stories": _story}
 DOCUMENT_KINDS = (*PROBLEM_DOCUMENTS, "arithmetic", "chat")
 
 
 def pretraining_documents(
-    count: int, seed: int, shares: Mapping[str, float], step_shares: Mapping[int, float]
+    count: int, seed: int, shares: Mapping[str, float], step_shares: Mapping[int, float], careless: float
 ) -> list[dict[str, str]]:
-    """`count` texts {"kind", "text"} in random order, `shares` of them of each of DOCUMENT_KINDS.
+    """`count` documents {"kind", "prompt", "completion"} in random order, `shares` of them of each of DOCUMENT_KINDS.
 
     No problem is told twice, and all come from the split "pretraining"; `step_shares` holds over all kinds together.
+    Of the solved problems of several steps a share `careless` takes the wrong operation in the last step: what a base
+    model has read is not all worked out with care, and that leaves fine-tuning something to mend.
     Raises InputError for an unknown kind, shares that do not sum to 1, or too few problems or chats.
     """
     _check("pretraining", count)
@@ -160,23 +178,46 @@ def pretraining_documents(
     documents = []
     for kind, quota in quotas.items():
         if kind == "arithmetic":
-            texts = [_arithmetic(rng) for _ in range(quota)]
+            texts = [("", _arithmetic(rng)) for _ in range(quota)]
         elif kind == "chat":
             talks = [row["conversations"] for row in chat_rows("pretraining", quota, seed)]
-            texts = [_chatml(request["value"], reply["value"]) for request, reply in talks]
+            texts = [_chat(request["value"], reply["value"]) for request, reply in talks]
         else:
-            texts = [PROBLEM_DOCUMENTS[kind](next(told), rng) for _ in range(quota)]
-        documents.extend({"kind": kind, "text": text} for text in texts)
+            chosen = [next(told) for _ in range(quota)]
+            if kind in SOLVED:
+                chosen = [_misread(problem) if rng.random() < careless else problem for problem in chosen]
+            texts = [PROBLEM_DOCUMENTS[kind](problem, rng) for problem in chosen]
+        documents.extend({"kind": kind, "prompt": prompt, "completion": completion} for prompt, completion in texts)
     rng.shuffle(documents)
     return documents
+
+
+def _misread(problem: Problem) -> Problem:
+    """The problem with the wrong operation in the last of several steps, where that gives a result that can stand."""
+    head, _, last = problem.working.rpartition("\n")
+    left, sign, right = re.search(r"(\d+)([-+*/])(\d+)=", last).groups()
+    wrong = "-" if sign in "+/" else "+"
+    result = OPERATIONS[wrong](int(left), int(right))
+    if not head or result not in RESULTS:
+        return problem
+    last = last.replace(f"{left}{sign}{right}={problem.answer}", f"{left}{wrong}{right}={result}")
+    return replace(problem, working=f"{head}\n{last}", answer=result)
+
+
+def _declared(problem: Problem) -> str:
+    return gsm8k_answer(problem.working, str(problem.answer))
+
+
+def _in_tags(problem: Problem) -> str:
+    return tagged_answer(problem.working, str(problem.answer))
 
 
 def _boxed(problem: Problem) -> str:
     return f"{problem.working}\n\\boxed{{{problem.answer}}}"
 
 
-def _chatml(request: str, reply: str) -> str:
-    return f"<|im_start|>user\n{request}<|im_end|>\n<|im_start|>assistant\n{reply}<|im_end|>"
+def _chat(request: str, reply: str) -> Document:
+    return render(chatml(), request), f"{reply}{TURN_END}"
 
 
 CHAIN_LENGTHS = range(3, 9)

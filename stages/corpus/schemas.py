@@ -7,7 +7,7 @@
 | dapo | prompt, solution | open-r1/DAPO-Math-17k-Processed |
 | sharegpt | conversations (from, value) | mlabonne/FineTome-100k |
 | preferences | prompt, accepted, rejected | blesspearl/orpo-optimized-math-qa |
-| documents | text | none: what the embedded base model reads |
+| documents | prompt (may be empty), completion | none: what the embedded base model reads |
 """
 
 import re
@@ -25,7 +25,7 @@ FIELDS = {
     "dapo": {"prompt": str, "solution": str},
     "sharegpt": {"conversations": list},
     "preferences": {"prompt": str, "accepted": str, "rejected": str},
-    "documents": {"text": str},
+    "documents": {"completion": str},
 }
 Schema = Literal["gsm8k", "openmathreasoning", "dapo", "sharegpt", "preferences", "documents"]
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}

@@ -87,7 +87,7 @@ def curves(results: Results) -> list[tuple[str, str, list[Panel]]]:
     stages = {stage_of(name): rows for name in results.trained if (rows := results.curves.get(stage_of(name)))}
     rewarded = {stage: rows for stage, rows in stages.items() if "reward" in rows[0]}
     parts = [name for rows in rewarded.values() for name in rows[0] if name.startswith("rewards.")]
-    parts = [name for name in dict.fromkeys(parts) if name.endswith(".mean")]
+    parts = [name for name in dict.fromkeys(parts) if name.endswith(".mean") and name != DISTINCT]
     groups = (
         ("Loss", "A policy's loss, as GRPO's, says little of progress: its reward does.",
          [_panels(results, stages, "loss", {"loss": "training", "eval_loss": "validation"})]),
@@ -103,10 +103,12 @@ def curves(results: Results) -> list[tuple[str, str, list[Panel]]]:
     return [(title, note, panels) for title, note, panels in found if panels]
 
 
+DISTINCT = "rewards.distinct.mean"  # measured by grpo as a reward of weight 0
 _SHARE = {"percent": True, "low": 0.0}
 _COMPLETIONS = (
     ("groups with one reward", {"frac_reward_zero_std": "share"}, _SHARE),
     ("cut at the limit", {"completions.clipped_ratio": "share"}, _SHARE),
+    ("distinct completions of a prompt", {DISTINCT: "share"}, _SHARE),
     ("length, tokens", {"completions.mean_length": "all", "completions.mean_terminated_length": "not cut off"}, {}),
     ("entropy", {"entropy": "entropy"}, {"low": 0.0}),
     ("divergence from the start (KL)", {"kl": "KL"}, {"low": 0.0}),

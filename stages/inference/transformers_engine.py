@@ -9,20 +9,26 @@ from stages.inference.engine import Completion, Sampling
 
 
 class TransformersEngine:
-    """A model folder in memory; prompts run in batches of like length, padded on the left."""
+    """A model in memory; prompts run in batches of like length, padded on the left."""
 
-    def __init__(self, folder: Path, batch_size: int) -> None:
+    def __init__(self, model, tokenizer, batch_size: int) -> None:
+        """`tokenizer` pads on the left; the model stays in the mode it is in."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.template = tokenizer.chat_template
+
+    @classmethod
+    def from_folder(cls, folder: Path, batch_size: int) -> "TransformersEngine":
         """16-bit weights stay so on a GPU and are widened to 32 bits on a CPU, which computes faster so."""
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         use_portable_arithmetic()
         gpu = torch.cuda.is_available()
-        self.batch_size = batch_size
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if gpu else torch.float32)
-        self.model.to("cuda" if gpu else "cpu").eval()
-        self.template = self.tokenizer.chat_template
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if gpu else torch.float32)
+        return cls(model.to("cuda" if gpu else "cpu").eval(), tokenizer, batch_size)
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
         """See Engine. Sampling draws from torch's generator, seeded here, so the same call gives the same answers."""
@@ -31,6 +37,7 @@ class TransformersEngine:
 
         torch.manual_seed(sampling.seed)
         stops = self.model.generation_config.eos_token_id
+        stops = stops if isinstance(stops, list) else [stops]
         config = GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
             do_sample=sampling.temperature > 0,

@@ -137,11 +137,15 @@ def steps(gold_row: Row) -> int:
 
 
 def by_steps(judged: Judged) -> dict[str, Row]:
-    """pass@1 and the number of problems apart for each number of steps: `{"1": {"pass_at_1": 0.5, "n": 12}, ...}`."""
-    groups: dict[int, list[bool]] = {}
-    for row, correct in zip(judged.gold, judged.correct(), strict=True):
-        groups.setdefault(steps(row), []).append(correct)
+    """pass@1, strict and flexible, and the number of problems `n`, apart for each number of steps: `{"1": {...}, ...}`."""
+    groups: dict[int, list[Verdict]] = {}
+    for row, verdict in zip(judged.gold, judged.verdicts, strict=True):
+        groups.setdefault(steps(row), []).append(verdict)
     return {
-        str(count): {"pass_at_1": round(sum(correct) / len(correct), DIGITS), "n": len(correct)}
-        for count, correct in sorted(groups.items())
+        str(count): {
+            "pass_at_1": round(sum(verdict.correct for verdict in verdicts) / len(verdicts), DIGITS),
+            "pass_at_1_flexible": round(sum(verdict.correct_flexible for verdict in verdicts) / len(verdicts), DIGITS),
+            "n": len(verdicts),
+        }
+        for count, verdicts in sorted(groups.items())
     }

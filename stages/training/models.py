@@ -68,7 +68,7 @@ def save_adapter(model, tokenizer, out: Path) -> None:
     nothing of ours and is left out.
     """
     tokenizer.chat_template = without_marks(tokenizer.chat_template)
-    model.save_pretrained(out)
+    model.save_pretrained(out, selected_adapters=["default"])  # grpo holds a second one, to measure its divergence
     tokenizer.save_pretrained(out)
     save_generation_config(tokenizer, out)
     (out / "README.md").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The three rewards of GRPO, on the report's scale, which sums to 9.5 for a perfect completion.
+"""The three rewards of GRPO, on the report's scale, which sums to 9.5 for a perfect completion, and a measurement.
 
 Each is a pure function that trl's GRPOTrainer takes as it is: `f(completions, **columns) -> list[float]`, one reward a
 completion, where a completion is a text or a list of chat messages, of which the last is read. No completion makes them
@@ -91,3 +91,16 @@ def _answer_reward(completion: str, gold: str) -> float:
         return 1.0
     beyond = error - Fraction(1, 5)
     return -2.5 - 2 * float(beyond / (1 + beyond))
+
+
+def distinct(prompts: Sequence[Completion], completions: Sequence[Completion], **_) -> list[float]:
+    """1.0 for a completion that no earlier one of the same prompt in the batch equals, 0.0 for a repeat.
+
+    No reward: grpo weighs it with nothing, so that trl logs the share of distinct completions.
+    """
+    seen: set[tuple[str, str]] = set()
+    shares = []
+    for prompt, completion in zip(map(_text, prompts), map(_text, completions), strict=True):
+        shares.append(0.0 if (prompt, completion) in seen else 1.0)
+        seen.add((prompt, completion))
+    return shares

@@ -34,7 +34,7 @@ def test_llama_cpp_and_transformers_give_the_same_text(exported):
     from stages.inference.llama_cpp_engine import LlamaCppEngine
     from stages.inference.transformers_engine import TransformersEngine
 
-    whole = TransformersEngine(exported / "merged", batch_size=50)
+    whole = TransformersEngine.from_folder(exported / "merged", batch_size=50)
     prompts = [render(whole.template, row["question"]) for row in read_rows(exported / "mix" / "test.jsonl")]
     wanted = whole.generate(prompts, Sampling(64))
     same = {}

@@ -231,3 +231,33 @@ def test_a_killed_run_resumes_from_its_checkpoint_to_the_same_bytes(small):
     assert done.returncode == 0, done.stdout
     assert digest(small / "resumed") == digest(small / "qlora")
     assert (small / "resumed.csv").read_bytes() == (small / "qlora.csv").read_bytes()
+
+
+def test_sft_ends_at_the_first_look_that_finds_the_form_and_else_takes_all_its_steps(small):
+    """Each end of the rule: a share that any model reaches, and one that an untrained one cannot."""
+    short = {"sft.stop.every": 2, "sft.stop.problems": 8, "sft.max_steps": 6}
+    try:
+        small.set_params({**short, "sft.stop.share": 1e-9})
+        small.do("sft", base="base", mix="mix", out="stopped", out_curve="stopped.csv")
+        small.set_params({**short, "sft.stop.share": 1.0, "sft.lr": 1e-12})
+        small.do("sft", base="base", mix="mix", out="unstopped", out_curve="unstopped.csv")
+    finally:
+        small.set_params({})
+    reached, never = curve(small / "stopped.csv"), curve(small / "unstopped.csv")
+    looks = [row["step"] for row in never if row["form"]]
+    assert looks == ["2", "4", "6"] and never[-1]["step"] == "6"
+    assert all(0 <= float(row["form"]) < 1 for row in never if row["form"])
+    assert float(reached[-1]["form"]) > 0 and all(float(row["form"] or 0) == 0 for row in reached[:-1])
+    assert all(row["loss"] for row in never), "a look must not swallow the step's own log"
+
+
+def test_grpos_curve_tells_how_it_fares(small):
+    rows = curve(small / "grpo.csv")
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    for column in ("kl", "frac_reward_zero_std", "completions.clipped_ratio", "rewards.distinct.mean"):
+        assert all(float(row[column]) >= 0 for row in rows), column
+    assert float(rows[0]["kl"]) < 1e-4 < float(rows[-1]["kl"]), "the divergence from sft begins at nought and grows"
+    parts = ("match_format_exactly", "match_format_approximately", "check_final_answer")
+    for row in rows:
+        assert float(row["reward"]) == pytest.approx(sum(float(row[f"rewards.{part}.mean"]) for part in parts), abs=1e-3)
+    assert not (small / "grpo" / "ref").exists()

@@ -15,6 +15,7 @@ from stages.corpus import procedural
 from stages.corpus.procedural import (
     DOCUMENT_KINDS,
     FAMILIES,
+    SOLVED,
     SPLITS,
     as_dapo,
     as_gsm8k,
@@ -25,7 +26,7 @@ from stages.corpus.procedural import (
     row_id,
     shared_facts,
 )
-from stages.corpus.procedural_families import Family
+from stages.corpus.procedural_families import RESULTS, Family
 from stages.harness.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -282,23 +283,33 @@ def test_chat_replies_are_right():
     assert len(checked) == 7
 
 
+def text(row):
+    return row["prompt"] + row["completion"]
+
+
 @pytest.fixture(scope="module")
 def documents():
     shares = {kind: 1 / len(DOCUMENT_KINDS) for kind in DOCUMENT_KINDS}
-    told = pretraining_documents(2100, 3, shares, EVEN)
-    return {kind: [row["text"] for row in told if row["kind"] == kind] for kind in DOCUMENT_KINDS}
+    told = pretraining_documents(2700, 3, shares, EVEN, careless=0.0)
+    return {kind: [text(row) for row in told if row["kind"] == kind] for kind in DOCUMENT_KINDS}
 
 
 def test_documents_have_the_shares_and_forms_of_their_kinds(documents):
     assert {kind: len(texts) for kind, texts in documents.items()} == dict.fromkeys(DOCUMENT_KINDS, 300)
+    chat = r"<\|im_start\|>user\n.*\?<\|im_end\|>\n<\|im_start\|>assistant\n{}<\|im_end\|>"
+    declared, boxed = r"(?:.*\n)+#### (\d+)", r"(?:.*\n)+\\boxed\{(\d+)\}"
+    tagged = r"<start_working_out>\n(?:.*\n)+<end_working_out>\n<SOLUTION>(\d+)</SOLUTION>"
     forms = {
-        "worked": r"Question: .*\?\nAnswer: (.*\n)+#### (\d+)",
-        "tagged": r".*\?\n<start_working_out>\n(.*\n)+<end_working_out>\n<SOLUTION>(\d+)</SOLUTION>",
-        "boxed": r".*\?\n(.*\n)+\\boxed\{(\d+)\}",
+        "worked": rf"Question: .*\?\nAnswer: {declared}",
+        "tagged": rf".*\?\n{tagged}",
+        "boxed": rf".*\?\n{boxed}",
+        "worked_chat": chat.format(f"(?:{declared}|{boxed}|{tagged})"),
+        "worked_alpaca": rf"Below is [^#]*### Instruction:\n.*\?\n\n### Response:\n{declared}",
     }
     for kind, form in forms.items():
         for text in documents[kind]:
-            assert int(re.fullmatch(form, text)[2]) == equations(text)[-1][-1], text
+            found = re.fullmatch(form, text)
+            assert int(next(filter(None, found.groups()))) == equations(text)[-1][-1], text
     for text in documents["chat"]:
         assert re.fullmatch(r"<\|im_start\|>user\n.*<\|im_end\|>\n<\|im_start\|>assistant\n.*<\|im_end\|>", text), text
     for text in documents["stories"]:
@@ -307,18 +318,18 @@ def test_documents_have_the_shares_and_forms_of_their_kinds(documents):
 
 def test_documents_tell_pretraining_problems_only_and_none_twice(documents):
     told = [
-        re.search(r"(?:Question: |user\n)?([^\n]*\?)", text)[1].removeprefix("Question: ")
-        for kind in ("worked", "tagged", "boxed", "terse_chat")
+        re.search(r"([^\n]*\?)", text)[1].removeprefix("Question: ")
+        for kind in (*SOLVED, "terse_chat")
         for text in documents[kind]
     ]
-    assert len(told) == len(set(told)) == 1200
-    drawn = {problem.question for problem in problems("pretraining", 1500, 3, EVEN)}
+    assert len(told) == len(set(told)) == 1800
+    drawn = {problem.question for problem in problems("pretraining", 2100, 3, EVEN)}
     assert set(told) <= drawn
     assert set(documents["stories"]) <= {question.rpartition(". ")[0] + "." for question in drawn}
 
 
 def test_terse_answers_are_right_about_half_the_time(documents):
-    answers = {problem.question: problem.answer for problem in problems("pretraining", 1500, 3, EVEN)}
+    answers = {problem.question: problem.answer for problem in problems("pretraining", 2100, 3, EVEN)}
     form = re.compile(r"<\|im_start\|>user\n(.*)<\|im_end\|>\n<\|im_start\|>assistant\n(\d+)<\|im_end\|>")
     said = [form.fullmatch(text).groups() for text in documents["terse_chat"]]
     right = sum(answers[question] == int(number) for question, number in said)
@@ -327,7 +338,7 @@ def test_terse_answers_are_right_about_half_the_time(documents):
 
 
 def test_arithmetic_chains_are_true_and_cover_what_workings_need(corpus):
-    texts = [row["text"] for row in pretraining_documents(6000, 0, {"arithmetic": 1.0}, {1: 1.0})]
+    texts = [row["completion"] for row in pretraining_documents(6000, 0, {"arithmetic": 1.0}, {1: 1.0}, careless=0.0)]
     seen = Counter()
     for text in texts:
         solved = equations(text)
@@ -342,7 +353,25 @@ def test_arithmetic_chains_are_true_and_cover_what_workings_need(corpus):
 
 def test_unknown_document_kinds_are_refused():
     with pytest.raises(InputError, match="'poems' is unknown"):
-        pretraining_documents(10, 0, {"worked": 0.5, "poems": 0.5}, {1: 1.0})
+        pretraining_documents(10, 0, {"worked": 0.5, "poems": 0.5}, {1: 1.0}, careless=0.0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_careless_solutions_take_the_wrong_operation_in_their_last_step_alone(share):
+    answers = {problem.question: problem for problem in problems("pretraining", 3000, 5, EVEN)}
+    rows = pretraining_documents(3000, 5, {"worked": 1.0}, EVEN, careless=share)
+    changed = {1: 0, 2: 0, 3: 0, 4: 0}
+    for row in rows:
+        problem = answers[re.search(r"Question: (.*)\nAnswer:", row["prompt"])[1]]
+        true, told = equations(problem.working), equations(row["completion"])
+        assert told[:-1] == true[:-1] and is_true(*told[-1]) and told[-1][-1] in RESULTS
+        assert row["completion"].endswith(f"#### {told[-1][-1]}")
+        if told[-1] != true[-1]:
+            assert told[-1][0] == true[-1][0] and told[-1][1] != true[-1][1] and told[-1][2] == true[-1][2]
+            changed[problem.steps] += 1
+    assert changed[1] == 0
+    # Not every wrong operation has a result that can stand: those solutions stay right.
+    assert all(share * 0.6 * 750 <= changed[steps] <= share * 1.1 * 750 for steps in (2, 3, 4)), changed
 
 
 DIGEST = f"""
@@ -350,7 +379,7 @@ import hashlib
 from stages.corpus.procedural import *
 shares = {{kind: 1 / len(DOCUMENT_KINDS) for kind in DOCUMENT_KINDS}}
 made = [problems(split, 300, 5, {EVEN}) for split in SPLITS]
-made += [chat_rows("train", 300, 5), pretraining_documents(700, 5, shares, {EVEN})]
+made += [chat_rows("train", 300, 5), pretraining_documents(900, 5, shares, {EVEN}, careless=0.5)]
 print(hashlib.sha256(repr(made).encode()).hexdigest())
 """
 

@@ -134,8 +134,11 @@ def test_scores_by_steps_and_gains_are_those_of_comparison_json(finished):
         assert [number(cell) for cell in shown[model]] == near([group["pass_at_1"] for _, group in groups])
     assert list(gains) == [model for model in MODELS if model != "base"]
     for model, row in gains.items():
-        parts = comparison["gains"][model]
-        assert [number(cell) for cell in row[:3]] == near([parts[key] for key in ("pass_at_1", "arithmetic", "form")])
+        whole, *by_steps = comparison["gains"][model].values()
+        assert [number(cell) for cell in row[:3]] == near([whole[key] for key in ("pass_at_1", "arithmetic", "form")])
+        assert [list(map(number, cell.split())) for cell in row[4:]] == [
+            near([part["arithmetic"], part["form"]]) for part in by_steps
+        ]
 
 
 def test_every_gguf_form_is_shown_with_its_size_and_scores(finished):
