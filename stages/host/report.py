@@ -93,7 +93,7 @@ def _rendered(template: str, results: Results, *, escape: bool, **more: Any) -> 
         base_model=_base_model(results),
         against_base=tables.against_base(results),
         published=PUBLISHED, published_model=MODEL, published_source=SOURCE, published_n=PROBLEMS,
-        tested=tested, cells=cells, seeds=tables.other_seeds(results),
+        tested=tested, cells=cells, seeds=tables.other_seeds(results), seed_pairs=tables.other_seeds_pairs(results),
         gains=gains, most_gain=max((abs(part) for row in gains.values() for part in row["all"].values()), default=0),
         step_counts=tables.step_counts(results),
         forms=forms, gguf_n=max((row["n"] for row in forms), default=0),

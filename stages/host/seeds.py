@@ -41,7 +41,7 @@ def queue(folder: Path, stages: tuple[str, ...], n: int) -> list[str]:
                 continue
             change = f"{section_of(stage)}.seed={seed}"
             _run(folder, *DVC, "exp", "run", "--queue", "--name", name, "--set-param", change)
-            known[name] = {"stage": stage, "seed": seed, "recipe": recipes[stage], "models": None}
+            known[name] = {"stage": stage, "seed": seed, "recipe": recipes[stage], "models": None, "pairs": None}
             queued.append(name)
     write_json(folder / RUNS, known)
     return queued
@@ -50,14 +50,15 @@ def queue(folder: Path, stages: tuple[str, ...], n: int) -> list[str]:
 def collect(folder: Path) -> dict[str, dict[str, Any]]:
     """Adds the scores of finished experiments to results/seeds.json; returns its runs of dvc.lock's recipes, by name.
 
-    `models` of a run is its metrics.json's, or None while there is none: waiting, or failed (`dvc queue status`).
+    `models` and `pairs` of a run are its metrics.json's, or None while there is none: waiting, or failed (`dvc queue
+    status`).
     """
     known = _read(folder)
     for name, run in known.items():
         if run["models"] is None and (commit := _experiments(folder).get(name)):
             lock = parse_yaml(_run(folder, "git", "show", f"{commit}:dvc.lock"))
             if recipe_keys(lock).get(run["stage"]) == run["recipe"]:
-                run["models"] = json.loads(_run(folder, "git", "show", f"{commit}:metrics.json"))["models"]
+                run |= json.loads(_run(folder, "git", "show", f"{commit}:metrics.json"))
     if known:
         write_json(folder / RUNS, known)
     recipes = recipe_keys(read_yaml(folder / "dvc.lock"))

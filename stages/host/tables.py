@@ -72,6 +72,21 @@ def other_seeds(results: Results) -> list[Row]:
     return rows
 
 
+def other_seeds_pairs(results: Results) -> list[Row]:
+    """What another seed of one stage does to the tests: a row a stage and pair that any of its runs moved.
+
+    `runs` holds this run's pair first, then the others'.
+    """
+    rows = []
+    for stage in dict.fromkeys(run["stage"] for run in results.seeds.values()):
+        ended = [run["pairs"] for run in results.seeds.values() if run["stage"] == stage and run["pairs"]]
+        for name, pair in results.pairs.items():
+            runs = [pair, *(pairs[name] for pairs in ended if name in pairs)]
+            if any(run["difference"] != pair["difference"] or run["p"] != pair["p"] for run in runs):
+                rows.append({"stage": stage, "pair": name, "runs": runs})
+    return rows
+
+
 def time_by_stage(results: Results) -> list[Row]:
     """The graph's stages in order: runs, seconds added, the largest peak in MiB, tokens a second over all runs."""
     stages: dict[str, list[Row]] = {}

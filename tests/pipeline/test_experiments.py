@@ -101,9 +101,9 @@ def test_seeds_are_queued_once_and_their_scores_collected(clone):  # noqa: F811
     deadline = time.monotonic() + 120
     while name not in experiments(clone) and time.monotonic() < deadline:
         time.sleep(1)
-    models = json.loads((clone / "metrics.json").read_text())["models"]
-    assert collect(clone)[name] | {"recipe": ""} == {"stage": "base-model", "seed": 1, "recipe": "", "models": models}
-    assert json.loads((clone / "results/seeds.json").read_text())[name]["models"] == models
+    metrics = json.loads((clone / "metrics.json").read_text())
+    assert collect(clone)[name] | {"recipe": ""} == {"stage": "base-model", "seed": 1, "recipe": "", **metrics}
+    assert json.loads((clone / "results/seeds.json").read_text())[name]["models"] == metrics["models"]
     change(clone, base_model__steps=3)
     assert dvc(clone, "repro").returncode == 0
     assert collect(clone) == {}  # another recipe now

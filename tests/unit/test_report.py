@@ -326,13 +326,19 @@ def test_scores_of_several_answers_are_shown_where_a_run_has_them(copy):
 
 
 def test_runs_of_the_same_recipe_under_other_seeds_show_their_spread(copy):
-    models = read_json(copy / "metrics.json")["models"]
+    metrics = read_json(copy / "metrics.json")
+    models, pairs = metrics["models"], metrics["pairs"]
     own, recipe = models["grpo"]["pass_at_1"], recipe_keys(read_yaml(copy / "dvc.lock"))["grpo"]
-    ended = {"stage": "grpo", "seed": 1, "recipe": recipe, "models": {**models, "grpo": {"pass_at_1": own + 0.1}}}
-    runs = {"a": ended, "b": {**ended, "models": None}, "c": {**ended, "recipe": "of another recipe"}}
+    theirs = {"models": {**models, "grpo": {"pass_at_1": own + 0.1}},
+              "pairs": {**pairs, "grpo_vs_sft": {"difference": 0.125, "p": 0.001, "p_holm": 0.002}}}  # fmt: skip
+    ended = {"stage": "grpo", "seed": 1, "recipe": recipe, **theirs}
+    runs = {"a": ended, "b": {**ended, "models": None, "pairs": None}, "c": {**ended, "recipe": "of another recipe"}}
     write_json(copy / "results/seeds.json", runs)
     subprocess.run(["git", "init", "--quiet"], cwd=copy, check=True)  # where seeds look for the runs that ended
-    spread = page_of(copy).tables["seeds"][1:]
+    page = page_of(copy)
+    spread, (moved,) = page.tables["seeds"][1:], page.tables["seed-pairs"][1:]
+    assert moved[:2] == ["grpo", "grpo against sft"] and moved[3].startswith("+12.5 p 0.002"), moved
+    assert [number(moved[2].split()[0])] == near([pairs["grpo_vs_sft"]["difference"]])
     assert len(spread) == 1, "another seed of grpo moves grpo alone"
     assert spread[0][:3] == ["grpo", "grpo", "2"] and spread[0][-1] == "1"
     assert [number(spread[0][3]), number(spread[0][4]), *bounds(spread[0][5])] == near(

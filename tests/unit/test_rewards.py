@@ -5,7 +5,7 @@ import random
 import pytest
 
 from stages.harness.errors import InputError
-from stages.training.rewards import check_final_answer, match_format_approximately, match_format_exactly
+from stages.training.rewards import check_final_answer, distinct, match_format_approximately, match_format_exactly
 
 WORKING = "<start_working_out>9 * 2 = 18<end_working_out>"
 GOOD = f"{WORKING}<SOLUTION>18</SOLUTION>"
@@ -166,3 +166,12 @@ def test_random_completions_never_raise_and_stay_on_the_scale():
     assert set(match_format_approximately(completions)) <= {-3.0, -1.5, 0.0, 1.5}
     rewards = check_final_answer(completions, answers)
     assert all(reward in (5.0, 3.5, 2.0, 1.0) or -4.5 <= reward <= -2.5 for reward in rewards)
+
+
+def test_distinct_counts_a_completion_once_for_each_prompt():
+    prompts, completions = ["a", "a", "a", "b", "b"], ["1", "2", "1", "1", "1"]
+    assert distinct(prompts, completions, answer=["1"] * 5) == [1.0, 1.0, 0.0, 1.0, 0.0]
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    replies = [[{"role": "assistant", "content": completion}] for completion in completions]
+    assert distinct(chats, replies) == [1.0, 1.0, 0.0, 1.0, 0.0]
+    assert distinct([], []) == []
