@@ -237,13 +237,14 @@ def test_sft_ends_at_the_first_look_that_finds_the_form_and_else_takes_all_its_s
     """Each end of the rule: a share that any model reaches, and one that an untrained one cannot."""
     short = {"sft.stop.every": 2, "sft.stop.problems": 8, "sft.max_steps": 6}
     try:
-        small.set_params({**short, "sft.stop.share": 1e-9})
+        small.set_params({**short, "sft.stop.share": 1e-9, "sft.max_steps": 60, "sft.lr": 2e-3})
         small.do("sft", base="base", mix="mix", out="stopped", out_curve="stopped.csv")
         small.set_params({**short, "sft.stop.share": 1.0, "sft.lr": 1e-12})
         small.do("sft", base="base", mix="mix", out="unstopped", out_curve="unstopped.csv")
     finally:
         small.set_params({})
     reached, never = curve(small / "stopped.csv"), curve(small / "unstopped.csv")
+    assert len(reached) < 60
     looks = [row["step"] for row in never if row["form"]]
     assert looks == ["2", "4", "6"] and never[-1]["step"] == "6"
     assert all(0 <= float(row["form"]) < 1 for row in never if row["form"])

@@ -40,6 +40,6 @@ def test_a_page_shows_each_methods_curve_and_every_models_score(framed):
 
 def test_a_difference_overlays_two_revisions(framed):
     path = framed / "results/plots/sft.csv"
-    path.write_text(path.read_text().replace("\n5,", "\n5,9.875", 1), encoding="utf-8")
+    path.write_text(re.sub(r"\n(\d+),[^,]+", r"\n\1,9.875", path.read_text(), count=1), encoding="utf-8")
     shown = page(framed, "diff", "HEAD")
     assert "9.875" in shown and '"rev": "workspace"' in shown and '"rev": "HEAD"' in shown
