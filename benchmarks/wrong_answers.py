@@ -29,11 +29,10 @@ def kind(correct: bool, gold: list, told: list) -> str:
         return "too few steps" if len(told) < len(gold) else "too many steps"
     if any(TRUE[sign](left, right) != result for left, sign, right, result in told):
         return "a sum is wrong"
-    if [sign for _, sign, _, _ in told[:-1]] == [sign for _, sign, _, _ in gold[:-1]] and told[-1][1] != gold[-1][1]:
-        return "wrong operation in the last step"
-    if [sign for _, sign, _, _ in told] != [sign for _, sign, _, _ in gold]:
-        return "wrong operation elsewhere"
-    return "wrong numbers"
+    asked, taken = ([sign for _, sign, _, _ in steps] for steps in (gold, told))
+    if taken == asked:
+        return "wrong numbers"
+    return "wrong operation in the last step" if taken[:-1] == asked[:-1] else "wrong operation elsewhere"
 
 
 def main() -> None:

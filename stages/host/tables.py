@@ -58,11 +58,8 @@ def other_seeds(results: Results) -> list[Row]:
 
     `pass_at_1` holds this run's score first, then the others'; `waiting` counts runs without scores, queued or failed.
     """
-    stages: dict[str, list[Row]] = {}
-    for run in results.seeds.values():
-        stages.setdefault(run["stage"], []).append(run)
     rows = []
-    for stage, runs in stages.items():
+    for stage, runs in _seed_runs(results).items():
         ended = [run["models"] for run in runs if run["models"]]
         for model in results.trained:
             scores = [models[model]["pass_at_1"] for models in (results.models, *ended)]
@@ -78,13 +75,21 @@ def other_seeds_pairs(results: Results) -> list[Row]:
     `runs` holds this run's pair first, then the others'.
     """
     rows = []
-    for stage in dict.fromkeys(run["stage"] for run in results.seeds.values()):
-        ended = [run["pairs"] for run in results.seeds.values() if run["stage"] == stage and run["pairs"]]
+    for stage, others in _seed_runs(results).items():
+        ended = [run["pairs"] for run in others if run["pairs"]]
         for name, pair in results.pairs.items():
             runs = [pair, *(pairs[name] for pairs in ended if name in pairs)]
             if any(run["difference"] != pair["difference"] or run["p"] != pair["p"] for run in runs):
                 rows.append({"stage": stage, "pair": name, "runs": runs})
     return rows
+
+
+def _seed_runs(results: Results) -> dict[str, list[Row]]:
+    """The runs under other seeds by the stage whose seed it was."""
+    stages: dict[str, list[Row]] = {}
+    for run in results.seeds.values():
+        stages.setdefault(run["stage"], []).append(run)
+    return stages
 
 
 def time_by_stage(results: Results) -> list[Row]:
