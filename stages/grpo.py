@@ -11,15 +11,22 @@ from pydantic import Field
 
 from stages.corpus.marks import TURN_END
 from stages.harness.errors import InputError
-from stages.training.rewards import check_final_answer, distinct, match_format_approximately, match_format_exactly
+from stages.training.rewards import (
+    check_exact_answer,
+    check_final_answer,
+    distinct,
+    match_format_approximately,
+    match_format_exactly,
+)
 from stages.training.trainer import Optimisation, arguments, dataset, train
 
-REWARDS = (match_format_exactly, match_format_approximately, check_final_answer)
+ANSWER_REWARDS = {"graded": check_final_answer, "exact": check_exact_answer}
 
 
 class Params(Optimisation):
     """trl counts a batch in completions: per_device_batch x accumulation = prompts_per_step x generations."""
 
+    answer_reward: Literal["graded", "exact"]  # is a wrong number paid by how near it is, as in the report
     prompts_per_step: int = Field(gt=0)
     generations: int = Field(gt=1)  # completions a prompt: the group
     max_completion: int = Field(gt=0)  # tokens
@@ -48,14 +55,15 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
 
     from stages.training.models import load_base, load_tokenizer
 
+    rewards = [match_format_exactly, match_format_approximately, ANSWER_REWARDS[p.answer_reward]]
     set_seed(p.seed)
     tokenizer = load_tokenizer(base, mix / "grpo" / "chat_template.jinja", ends_with=TURN_END)
     trainer = GRPOTrainer(
         model=PeftModel.from_pretrained(load_base(base), adapter, is_trainable=True),
-        reward_funcs=[*REWARDS, distinct],
+        reward_funcs=[*rewards, distinct],
         args=GRPOConfig(
             **arguments(p, checkpoints),
-            reward_weights=[1.0] * len(REWARDS) + [0.0],  # distinct is only watched
+            reward_weights=[1.0] * len(rewards) + [0.0],  # distinct is only watched
             num_generations=p.generations,
             num_iterations=p.updates_per_batch,
             max_completion_length=p.max_completion,

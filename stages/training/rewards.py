@@ -76,7 +76,16 @@ def check_final_answer(completions: Sequence[Completion], answer: Sequence[str],
     return [_answer_reward(_text(text), gold) for text, gold in zip(completions, answer, strict=True)]
 
 
-def _answer_reward(completion: str, gold: str) -> float:
+def check_exact_answer(completions: Sequence[Completion], answer: Sequence[str], **_) -> list[float]:
+    """As `check_final_answer`, but every wrong number earns -2.5: nearness is not paid for.
+
+    Graded nearness can teach a policy to leave a step out, where stopping short is nearer than a mistake
+    (docs/embedded-study.md).
+    """
+    return [_answer_reward(_text(text), gold, graded=False) for text, gold in zip(completions, answer, strict=True)]
+
+
+def _answer_reward(completion: str, gold: str, graded: bool = True) -> float:
     expected, expected_text = gold_answer(gold), gold_text(gold)
     given_text = extract_solution_tag(completion)
     given = parse_number(given_text) if given_text is not None else None
@@ -84,6 +93,8 @@ def _answer_reward(completion: str, gold: str) -> float:
         return -4.5
     if given == expected:
         return 5.0 if given_text in (expected_text, plain_form(expected_text)) else 3.5
+    if not graded:
+        return -2.5
     error = abs(given - expected) / (abs(expected) or 1)
     if error <= Fraction(1, 10):
         return 2.0

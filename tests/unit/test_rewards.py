@@ -5,7 +5,7 @@ import random
 import pytest
 
 from stages.harness.errors import InputError
-from stages.training.rewards import check_final_answer, distinct, match_format_approximately, match_format_exactly
+from stages.training.rewards import check_exact_answer, check_final_answer, distinct, match_format_approximately, match_format_exactly
 
 WORKING = "<start_working_out>9 * 2 = 18<end_working_out>"
 GOOD = f"{WORKING}<SOLUTION>18</SOLUTION>"
@@ -175,3 +175,14 @@ def test_distinct_counts_a_completion_once_for_each_prompt():
     replies = [[{"role": "assistant", "content": completion}] for completion in completions]
     assert distinct(chats, replies) == [1.0, 1.0, 0.0, 1.0, 0.0]
     assert distinct([], []) == []
+
+
+def test_an_exact_reward_pays_right_answers_alike_and_no_nearness():
+    def text(answer):
+        return f"{WORKING}<SOLUTION>{answer}</SOLUTION>"
+
+    answers = ["18", "18.0", "$18", "19", "17", "1000", "no number", ""]
+    graded, exact = (f([text(a) for a in answers], ["18"] * 8) for f in (check_final_answer, check_exact_answer))
+    assert exact[:3] == graded[:3] == [5.0, 3.5, 3.5]
+    assert exact[3:6] == [-2.5] * 3
+    assert exact[6:] == graded[6:] == [-4.5, -4.5]
