@@ -68,6 +68,11 @@ def run(p: Params, *, raw: Path, sources_lock: Path, out: Path, out_curve: Path)
     """Writes a model folder (config, weights, tokenizer, generation config) and the loss curve."""
     if p.kind == "hub":
         raise InputError("params.yaml: base_model.kind: hub is not there yet: use pretrain")
+    if p.max_length > p.architecture.positions:
+        raise InputError(
+            f"params.yaml: base_model.max_length: {p.max_length} is more than architecture.positions, "
+            f"{p.architecture.positions}: lower the one or raise the other"
+        )
     import torch
     from transformers import GenerationConfig, PreTrainedTokenizerFast
 
@@ -76,6 +81,7 @@ def run(p: Params, *, raw: Path, sources_lock: Path, out: Path, out_curve: Path)
     documents = list(_documents(raw, p.sources))
     tokenizer = train_tokenizer((prompt + completion for prompt, completion in documents), p.vocab)
     rows = pack(tokenizer, documents, p.max_length, p.prompt_weight)
+    packed = sum(len(row["seq_lengths"]) for row in rows)
 
     use_portable_arithmetic()
     torch.manual_seed(p.seed)
@@ -112,10 +118,10 @@ def run(p: Params, *, raw: Path, sources_lock: Path, out: Path, out_curve: Path)
     ).save_pretrained(out)
     curve.write(out_curve)
     measures.note(
-        trained_tokens=tokens,
+        tokens=tokens,
         weights=sum(weight.numel() for weight in model.parameters()),
-        documents=sum(len(row["seq_lengths"]) for row in rows),
-        too_long=len(documents) - sum(len(row["seq_lengths"]) for row in rows),
+        documents=packed,
+        too_long=len(documents) - packed,
     )
 
 

@@ -39,7 +39,7 @@ class Params(StageParams):
     steps: dict[int, float]  # share of problems by number of steps
     pretraining_steps: dict[int, float]  # the same, in what the base model reads
     documents: dict[str, float]  # share of each kind of document in what the base model reads
-    careless: float = Field(ge=0, le=1)  # share of the solutions in there whose last step takes the wrong operation
+    careless: float = Field(ge=0, le=1)  # share of the solutions in there that add in the last step where they must not
     sources: dict[str, Source]
 
 

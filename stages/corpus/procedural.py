@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from stages.corpus.chat_format import alpaca, chatml, few_shot, gsm8k_answer, render, tagged_answer
 from stages.corpus.marks import TURN_END
 from stages.corpus.procedural_chat import CHATS
-from stages.corpus.procedural_families import FAMILIES, OPERATIONS, RESULTS, Family, Problem
+from stages.corpus.procedural_families import FAMILIES, RESULTS, Family, Problem
 from stages.harness.errors import InputError
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Per cent of every space. Training text takes most, and validation only chooses settings. A fifth leaves the test set
-# about 8,000 tuples of its own: repeats are rare but for two steps, which has some 590 and tells them again after that.
+# about 4,800 tuples of its own: repeats are rare but for two steps, which has some 550 and tells them again after that.
 SPLIT_PER_CENT = {"pretraining": 40, "train": 30, "validation": 10, "test": 20}
 SPLITS = ("pretraining", "train", "validation", "test")
 STEP_COUNTS = tuple(sorted({len(family.steps) for family in FAMILIES}))
@@ -167,8 +167,8 @@ def pretraining_documents(
     """`count` documents {"kind", "prompt", "completion"} in random order, `shares` of them of each of DOCUMENT_KINDS.
 
     No problem is told twice, and all come from the split "pretraining"; `step_shares` holds over all kinds together.
-    Of the solved problems of several steps a share `careless` takes the wrong operation in the last step: what a base
-    model has read is not all worked out with care, and that leaves fine-tuning something to mend.
+    Of the solved problems whose last of several steps takes away or shares out, a share `careless` adds there: what a
+    base model has read is not all worked out with care, and that leaves fine-tuning something to mend.
     Raises InputError for an unknown kind, shares that do not sum to 1, or too few problems or chats.
     """
     _check("pretraining", count)
@@ -193,14 +193,13 @@ def pretraining_documents(
 
 
 def _misread(problem: Problem) -> Problem:
-    """The problem with the wrong operation in the last of several steps, where that gives a result that can stand."""
+    """The problem with a sum for the last of several steps, where it calls for another operation and the sum can stand."""
     head, _, last = problem.working.rpartition("\n")
     left, sign, right = re.search(r"(\d+)([-+*/])(\d+)=", last).groups()
-    wrong = "-" if sign in "+/" else "+"
-    result = OPERATIONS[wrong](int(left), int(right))
-    if not head or result not in RESULTS:
+    result = int(left) + int(right)
+    if not head or sign == "+" or result not in RESULTS:
         return problem
-    last = last.replace(f"{left}{sign}{right}={problem.answer}", f"{left}{wrong}{right}={result}")
+    last = last.replace(f"{left}{sign}{right}={problem.answer}", f"{left}+{right}={result}")
     return replace(problem, working=f"{head}\n{last}", answer=result)
 
 

@@ -16,7 +16,7 @@ from string import Formatter
 
 NUMBERS = range(2, 11)  # what a question may name
 TABLES = range(2, 6)  # one factor of every product, and every divisor: the tables a tiny model learns
-RESULTS = range(2, 61)  # of every step: from 2, so that nouns stay plural; to 60, so that sums stay learnable
+RESULTS = range(2, 31)  # of every step: from 2, so that nouns stay plural; to 30, so that its sums are learned and not guessed
 
 NAMES = tuple("Tom Ben Sam Max Leo Dan Jack Adam Ann Mia Eva Zoe Lily Emma Kate Rosa".split())
 MEN = frozenset(NAMES[:8])

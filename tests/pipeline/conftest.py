@@ -48,6 +48,12 @@ CHANGES = {
 }
 
 
+def assert_one_sentence(done: subprocess.CompletedProcess, sentence: str) -> None:
+    """A stage that refused its input, in words of ours."""
+    assert done.returncode == 2, done.stdout
+    assert sentence in done.stdout and "Traceback" not in done.stdout
+
+
 def set_dotted(values, dotted, value):
     *path, last = dotted.split(".")
     for name in path:

@@ -5,6 +5,7 @@ import pytest
 from stages.base_model import PAD, as_tensors, in_random_order, pack, train_tokenizer, weighted_loss
 from stages.corpus.marks import TEXT_END
 from stages.corpus.procedural import DOCUMENT_KINDS, pretraining_documents
+from tests.pipeline.conftest import assert_one_sentence
 
 MAX_LENGTH = 144
 
@@ -107,3 +108,10 @@ def test_the_loss_is_the_weighted_mean_of_each_tokens_loss():
             expected -= weight * torch.log(probabilities[ids[row, place]]).item()
             total += weight
     assert weighted_loss(logits, ids, weights).item() == pytest.approx(expected / total, rel=1e-5)
+
+
+def test_rows_longer_than_the_model_reads_are_refused(small):
+    small.set_params({"base_model.max_length": 600})
+    refused = small.run("base-model", raw="raw", sources_lock="params.yaml", out="longer", out_curve="longer.csv")
+    small.set_params({})
+    assert_one_sentence(refused, "base_model.max_length: 600 is more than architecture.positions, 512")

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from stages.harness.jsonl import read_json, read_rows, write_rows
+from tests.pipeline.conftest import assert_one_sentence
 
 
 @pytest.fixture
@@ -27,11 +28,6 @@ def prepare(small, **changes):
 def rewrite(path, change):
     rows = list(read_rows(path))
     write_rows(path, change(rows))
-
-
-def assert_one_sentence(done, sentence):
-    assert done.returncode == 2, done.stdout
-    assert sentence in done.stdout and "Traceback" not in done.stdout
 
 
 def test_a_gold_answer_of_the_test_that_is_no_number_is_named(small, raw):

@@ -357,21 +357,22 @@ def test_unknown_document_kinds_are_refused():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
-def test_careless_solutions_take_the_wrong_operation_in_their_last_step_alone(share):
+def test_careless_solutions_add_in_their_last_step_where_they_must_not(share):
     answers = {problem.question: problem for problem in problems("pretraining", 3000, 5, EVEN)}
     rows = pretraining_documents(3000, 5, {"worked": 1.0}, EVEN, careless=share)
-    changed = {1: 0, 2: 0, 3: 0, 4: 0}
+    changed, could_change = Counter(), Counter()
     for row in rows:
         problem = answers[re.search(r"Question: (.*)\nAnswer:", row["prompt"])[1]]
         true, told = equations(problem.working), equations(row["completion"])
         assert told[:-1] == true[:-1] and is_true(*told[-1]) and told[-1][-1] in RESULTS
         assert row["completion"].endswith(f"#### {told[-1][-1]}")
         if told[-1] != true[-1]:
-            assert told[-1][0] == true[-1][0] and told[-1][1] != true[-1][1] and told[-1][2] == true[-1][2]
+            assert told[-1][:3] == (true[-1][0], "+", true[-1][2]) and true[-1][1] != "+"
             changed[problem.steps] += 1
+        could_change[problem.steps] += true[-1][1] != "+" and true[-1][0] + true[-1][2] in RESULTS
     assert changed[1] == 0
-    # Not every wrong operation has a result that can stand: those solutions stay right.
-    assert all(share * 0.6 * 750 <= changed[steps] <= share * 1.1 * 750 for steps in (2, 3, 4)), changed
+    for steps in (2, 3, 4):
+        assert could_change[steps] > 350 and changed[steps] == pytest.approx(share * could_change[steps], rel=0.1)
 
 
 DIGEST = f"""
