@@ -1,7 +1,8 @@
 """`mathmind seeds`: the same recipe under other seeds, as DVC experiments, and what came of them in results/seeds.json.
 
-One seed says nothing of chance in training; the interval of a score only covers chance in the test problems. A run counts
-for the recipe that dvc.lock holds if its stage had the same command, parameters and inputs, the seed apart.
+One seed says nothing of chance in training; the interval of a score only covers chance in the test problems. A run is
+taken in if its stage had the same command, parameters and inputs as the committed one, the seed apart. It counts for as long
+as the committed run has the results that it had beside it: an input that changes no bit, such as an image's recipe, leaves it.
 """
 
 import json
@@ -26,7 +27,8 @@ def queue(folder: Path, stages: tuple[str, ...], n: int) -> list[str]:
     Raises InputError for a stage without a seed, or when DVC refuses.
     """
     params, known = read_params(folder / "params.yaml"), _read(folder)
-    recipes = recipe_keys(read_yaml(folder / "dvc.lock"))
+    lock = read_yaml(folder / "dvc.lock")
+    recipes, results = recipe_keys(lock), result_keys(lock)
     queued = []
     for stage in stages:
         if stage not in SEEDED:
@@ -36,19 +38,21 @@ def queue(folder: Path, stages: tuple[str, ...], n: int) -> list[str]:
         own = params[section_of(stage)]["seed"]
         first = params["seed"] if own is None else own
         for seed in range(first + 1, first + n):
-            name = f"{stage}-seed-{seed}-{recipes[stage][:6]}"
-            if name in known:
+            asked = (stage, seed, results[stage])
+            if asked in [(run["stage"], run["seed"], run["results"]) for run in known.values()]:
                 continue
+            name = f"{stage}-seed-{seed}-{results[stage][:6]}"
             change = f"{section_of(stage)}.seed={seed}"
             _run(folder, *DVC, "exp", "run", "--queue", "--name", name, "--set-param", change)
-            known[name] = {"stage": stage, "seed": seed, "recipe": recipes[stage], "models": None, "pairs": None}
+            known[name] = {"stage": stage, "seed": seed, "recipe": recipes[stage], "results": results[stage],
+                           "models": None, "pairs": None}  # fmt: skip
             queued.append(name)
     write_json(folder / RUNS, known)
     return queued
 
 
 def collect(folder: Path) -> dict[str, dict[str, Any]]:
-    """Adds the scores of finished experiments to results/seeds.json; returns its runs of dvc.lock's recipes, by name.
+    """Adds the scores of finished experiments to results/seeds.json; returns its runs beside dvc.lock's results, by name.
 
     `models` and `pairs` of a run are its metrics.json's, or None while there is none: waiting, or failed (`dvc queue
     status`).
@@ -61,8 +65,8 @@ def collect(folder: Path) -> dict[str, dict[str, Any]]:
                 run |= json.loads(_run(folder, "git", "show", f"{commit}:metrics.json"))
     if known:
         write_json(folder / RUNS, known)
-    recipes = recipe_keys(read_yaml(folder / "dvc.lock"))
-    return {name: run for name, run in known.items() if recipes.get(run["stage"]) == run["recipe"]}
+    results = result_keys(read_yaml(folder / "dvc.lock"))
+    return {name: run for name, run in known.items() if results.get(run["stage"]) == run["results"]}
 
 
 def recipe_keys(lock: dict[str, Any]) -> dict[str, str]:
@@ -75,6 +79,13 @@ def recipe_keys(lock: dict[str, Any]) -> dict[str, str]:
             seedless = {name: value for name, value in params[section].items() if name != "seed"}
             keys[stage] = run_key(entry["cmd"], {section: seedless}, {dep["path"]: dep["md5"] for dep in entry["deps"]})
     return keys
+
+
+def result_keys(lock: dict[str, Any]) -> dict[str, str]:
+    """What each seeded stage of a dvc.lock made, and what every model then scored, as 16 hex digits."""
+    made = {name: {out["path"]: out["md5"] for out in entry["outs"]} for name, entry in lock.get("stages", {}).items()}
+    scores = {"metrics.json": made.get("compare", {}).get("metrics.json")}
+    return {stage: run_key(stage, {}, made[stage] | scores) for stage in SEEDED if stage in made}
 
 
 def _read(folder: Path) -> dict[str, dict[str, Any]]:

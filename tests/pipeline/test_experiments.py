@@ -102,8 +102,14 @@ def test_seeds_are_queued_once_and_their_scores_collected(clone):  # noqa: F811
     while name not in experiments(clone) and time.monotonic() < deadline:
         time.sleep(1)
     metrics = json.loads((clone / "metrics.json").read_text())
-    assert collect(clone)[name] | {"recipe": ""} == {"stage": "base-model", "seed": 1, "recipe": "", **metrics}
+    assert collect(clone)[name] | {"recipe": "", "results": ""} == {
+        "stage": "base-model", "seed": 1, "recipe": "", "results": "", **metrics
+    }  # fmt: skip
     assert json.loads((clone / "results/seeds.json").read_text())[name]["models"] == metrics["models"]
+    with (clone / "docker/Dockerfile").open("a") as file:
+        file.write("# changes no bit\n")
+    assert dvc(clone, "repro").returncode == 0
+    assert name in collect(clone) and "asked for before" in seeds("--n", "2", "base-model").stdout
     change(clone, base_model__steps=3)
     assert dvc(clone, "repro").returncode == 0
-    assert collect(clone) == {}  # another recipe now
+    assert collect(clone) == {}  # another base model now

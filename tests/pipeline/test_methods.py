@@ -10,6 +10,8 @@ from stages.corpus.marks import TEXT_END, TURN_END
 from stages.harness.jsonl import read_rows
 from tests.imports import ROOT
 
+REWARDS = ("match_format_exactly", "match_format_approximately", "check_exact_answer")
+
 
 def curve(path):
     with path.open() as file:
@@ -110,7 +112,7 @@ def test_the_loss_falls(small, method, figure):
 
 def test_grpo_logs_each_reward_its_spread_and_the_clipped_share(small):
     columns = curve(small / "grpo.csv")[0].keys()
-    for reward in ("match_format_exactly", "match_format_approximately", "check_final_answer"):
+    for reward in REWARDS:
         assert f"rewards.{reward}.mean" in columns
     assert {"reward", "frac_reward_zero_std", "completions.clipped_ratio", "completions.mean_length"} <= columns
 
@@ -258,7 +260,6 @@ def test_grpos_curve_tells_how_it_fares(small):
     for column in ("kl", "frac_reward_zero_std", "completions.clipped_ratio", "rewards.distinct.mean"):
         assert all(float(row[column]) >= 0 for row in rows), column
     assert float(rows[0]["kl"]) < 1e-4 < float(rows[-1]["kl"]), "the divergence from sft begins at nought and grows"
-    parts = ("match_format_exactly", "match_format_approximately", "check_final_answer")
     for row in rows:
-        assert float(row["reward"]) == pytest.approx(sum(float(row[f"rewards.{part}.mean"]) for part in parts), abs=1e-3)
+        assert float(row["reward"]) == pytest.approx(sum(float(row[f"rewards.{part}.mean"]) for part in REWARDS), abs=1e-3)
     assert not (small / "grpo" / "ref").exists()

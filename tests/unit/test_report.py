@@ -19,7 +19,7 @@ from stages.host.graph import read_yaml
 from stages.host.predictions import CORRECT, CORRECT_FLEXIBLE, NOT_ASKED, PARSED, TRUNCATED
 from stages.host.published import PUBLISHED
 from stages.host.report import write_reports
-from stages.host.seeds import recipe_keys
+from stages.host.seeds import result_keys
 from stages.scoring.statistics import wilson
 from tests.finished_run import MODELS, NASTY, write_lock, write_run
 from tests.imports import ROOT
@@ -328,11 +328,11 @@ def test_scores_of_several_answers_are_shown_where_a_run_has_them(copy):
 def test_runs_of_the_same_recipe_under_other_seeds_show_their_spread(copy):
     metrics = read_json(copy / "metrics.json")
     models, pairs = metrics["models"], metrics["pairs"]
-    own, recipe = models["grpo"]["pass_at_1"], recipe_keys(read_yaml(copy / "dvc.lock"))["grpo"]
+    own, results = models["grpo"]["pass_at_1"], result_keys(read_yaml(copy / "dvc.lock"))["grpo"]
     theirs = {"models": {**models, "grpo": {"pass_at_1": own + 0.1}},
               "pairs": {**pairs, "grpo_vs_sft": {"difference": 0.125, "p": 0.001, "p_holm": 0.002}}}  # fmt: skip
-    ended = {"stage": "grpo", "seed": 1, "recipe": recipe, **theirs}
-    runs = {"a": ended, "b": {**ended, "models": None, "pairs": None}, "c": {**ended, "recipe": "of another recipe"}}
+    ended = {"stage": "grpo", "seed": 1, "recipe": "an image ago", "results": results, **theirs}
+    runs = {"a": ended, "b": {**ended, "models": None, "pairs": None}, "c": {**ended, "results": "of another recipe"}}
     write_json(copy / "results/seeds.json", runs)
     subprocess.run(["git", "init", "--quiet"], cwd=copy, check=True)  # where seeds look for the runs that ended
     page = page_of(copy)
