@@ -2,7 +2,7 @@
 export PYTHONDONTWRITEBYTECODE =
 bin = .venv/bin
 
-.PHONY: repro test gsm8k-local clean
+.PHONY: repro test images gsm8k-local clean
 
 repro: .venv
 	@started=$$(date +%s); $(bin)/dvc repro && echo "the graph took $$(($$(date +%s) - started)) s"
@@ -10,6 +10,10 @@ repro: .venv
 
 test: .venv
 	$(bin)/python -m pytest
+
+# The containers that params.yaml's roles name; see docs/images.md.
+images: .venv
+	docker/build
 
 # The real benchmark's text through the same graph, in a branch or clone of its own: make gsm8k-local FROM=folder
 gsm8k-local: .venv
@@ -19,7 +23,7 @@ gsm8k-local: .venv
 	cp params/gsm8k-local.yaml params.yaml
 	@echo "params.yaml is now the gsm8k-local profile: run make repro"
 
-.venv: docker/cpu.lock docker/host.lock docker/uv.lock docker/uv.toml pyproject.toml
+.venv: docker/cpu.lock docker/host.lock docker/uv.lock docker/tools.lock docker/uv.toml pyproject.toml
 	docker/install ../.venv cpu host
 	$(bin)/uv pip install --quiet --python $(bin)/python --no-deps --no-build-isolation --editable .
 	@$(bin)/mathmind plots-page

@@ -65,6 +65,28 @@ def seeds(n: int, stages: tuple[str, ...]) -> None:
         click.echo("start them with `dvc queue start -j 1`; when they have ended, run `mathmind report`")
 
 
+@main.command()
+@click.option("--json", is_flag=True, help="print JSON instead of a table")
+def doctor(json: bool) -> None:
+    """Says what is here of what the profile needs, and how to mend the rest; exits with 1 where something is missing."""
+    from stages.host.doctor import as_json, examine
+
+    findings = examine(Path.cwd())
+    if json:
+        click.echo(dumps(as_json(findings), indent=2))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        colours = {"ok": "green", "note": "yellow", "missing": "bold red"}
+        table = Table("", "", "found", "to mend it", box=None)
+        for finding in findings:
+            table.add_row(finding.subject, f"[{colours[finding.state]}]{finding.state}[/]", finding.found, finding.fix)
+        Console().print(table)
+    if any(finding.state == "missing" for finding in findings):
+        raise SystemExit(1)
+
+
 @main.command("plots-page")
 def plots_page() -> None:
     """Writes the page that `dvc plots show` and `dvc plots diff` fill, with Vega inside it; `make .venv` does this."""

@@ -9,6 +9,7 @@ import errno
 import importlib
 import inspect
 import os
+import platform
 import random
 import resource
 import sys
@@ -78,6 +79,7 @@ def _run(stage: str, paths: dict[str, Path]) -> None:
     write_json(scratch / RECORD, {
         "seconds": round(seconds, 2),
         "peak_memory_mib": max(own, children) // 1024,
+        "python": platform.python_version(),
         **measures.noted(),
     })  # fmt: skip
 

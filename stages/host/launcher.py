@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -23,23 +22,11 @@ from stages.harness.jsonl import read_json
 from stages.harness.params import IMAGES, Run, read_params, section
 from stages.harness.run_stage import RECORD
 from stages.host import provenance
+from stages.host.engines import Job, engine, hub_stages
 from stages.host.graph import GraphStage, read_graph, working_key
 
-PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TERM", "COLUMNS", "MATHMIND_TRACE")
 DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of one stage: everything an engine needs to start it."""
-
-    image: str
-    stage: GraphStage
-    arguments: tuple[str, ...]  # the stage's name, then --name PATH pairs as dvc.yaml gives them
-    settings: Run
-    tree: Path  # the working folder: the repository, or the copy that `dvc exp run --temp` made
-    local_files: Path
-    scratch: Path
+GRACE = 10  # seconds between a signal that is handed on and the end of what does not heed it
 
 
 def main() -> int:
@@ -61,13 +48,12 @@ def _launch(arguments: list[str]) -> int:
     settings = section(Path("params.yaml"), values, "run", Run)
     if not arguments or arguments[0] not in IMAGES:
         raise InputError(f"the first argument is the image, one of {', '.join(IMAGES)}, found {arguments[:1]}")
-    if settings.engine != "native":
-        raise InputError(f"params.yaml: run.engine: {settings.engine} is not there yet: use native")
 
     stage = _stage_of(arguments, read_graph(tree, values))
     key = working_key(tree, stage, values)
     main_tree = Path(os.environ.get("DVC_ROOT") or tree)
     scratch_root = Path(settings.scratch) if settings.scratch else main_tree / ".dvc" / "tmp" / "mathmind"
+    lock = scratch_root / stage.name / f"{key}.lock"
     job = Job(
         image=arguments[0],
         stage=stage,
@@ -76,47 +62,35 @@ def _launch(arguments: list[str]) -> int:
         tree=tree,
         local_files=main_tree / settings.local_files,
         scratch=scratch_root / stage.name / key,
+        lock=lock,
+        asks_hub=stage.name in hub_stages(values),
     )
 
     with ExitStack() as locks:
-        locks.enter_context(_locked(scratch_root / stage.name / f"{key}.lock", f"another run of {stage.name}"))
+        locks.enter_context(_locked(lock, f"another run of {stage.name}"))
         for gpu in range(settings.gpus):
             locks.enter_context(_locked(scratch_root / f"gpu-{gpu}.lock", f"GPU {gpu}"))
         shutil.rmtree(job.scratch / "outs", ignore_errors=True)
         for folder in ("outs", "checkpoints", "tmp"):
             (job.scratch / folder).mkdir(parents=True, exist_ok=True)
 
-        differing = provenance.differing_versions(tree / "docker" / f"{job.image}.lock")
-        if differing:
-            some = ", ".join(differing[:3]) + (" ..." if len(differing) > 3 else "")
-            print(f"docker/run: WARNING: {stage.name} runs with packages that docker/{job.image}.lock does not pin: "
-                  f"{some}. Its bits may differ; `make .venv` installs the pinned ones.", file=sys.stderr)  # fmt: skip
-        status = _run(*native(job))
+        chosen = engine(job)
+        with chosen.tidied():
+            status = _run(chosen.command(), chosen.environment())
         if status != 0:
             shutil.rmtree(job.scratch / "outs", ignore_errors=True)
+            if sentence := chosen.explain(status):
+                print(f"docker/run: {stage.name}: {sentence}", file=sys.stderr)
             return status
 
         record = read_json(job.scratch / RECORD)
         _move_into_place({job.scratch / "outs" / out: tree / out for out in stage.outs})
-        provenance.write_timing(tree, stage.name, job.image, key, settings, record, pinned=not differing)
+        provenance.write_timing(
+            tree, stage.name, job.image, key, settings, record, pinned=chosen.pinned, image_id=chosen.image_id
+        )
         shutil.rmtree(job.scratch)
     print(f"{stage.name}: wrote {', '.join(stage.outs)} in {record['seconds']:.1f} s", flush=True)
     return 0
-
-
-def native(job: Job) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment that run a job with this Python, which `docker/run` has chosen."""
-    name, *pairs = job.arguments
-    command = [sys.executable, "-m", "stages.harness.run_stage", name, "--scratch", str(job.scratch)]
-    for option, path in zip(pairs[::2], pairs[1::2]):
-        command += [option, str(job.scratch / "outs" / path) if option.startswith("--out") else path]
-    command += ["--local-files", str(job.local_files)]
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    environment |= provenance.determinism(job.tree)
-    environment |= {"HOME": str(job.scratch / "tmp"), "TMPDIR": str(job.scratch / "tmp"), "PYTHONUNBUFFERED": "1"}
-    if job.settings.gpus == 0:
-        environment["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled on a CPU; loading the compiler takes a second
-    return command, environment
 
 
 def _stage_of(arguments: list[str], graph: dict[str, GraphStage]) -> GraphStage:
@@ -133,13 +107,15 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
     child = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=_begin_child)
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        os.killpg(child.pid, number)
+        os.killpg(child.pid, signal.SIGKILL if number == signal.SIGALRM else number)
+        signal.alarm(GRACE)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, hand_on)
     try:
         status = child.wait()
     finally:
+        signal.alarm(0)
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # nothing that the stage started outlives it
     return 128 - status if status < 0 else status

@@ -23,9 +23,17 @@ def determinism(tree: Path) -> dict[str, str]:
 
 
 def write_timing(
-    tree: Path, stage: str, image: str, key: str, settings: Run, measured: dict[str, Any], *, pinned: bool
+    tree: Path,
+    stage: str,
+    image: str,
+    key: str,
+    settings: Run,
+    measured: dict[str, Any],
+    *,
+    pinned: bool,
+    image_id: str | None,
 ) -> None:
-    """Writes a stage's timing record; `measured` is what the stage's own process counted (seconds, MiB, tokens)."""
+    """Writes a stage's timing record; `measured` is what the stage's own process counted (seconds, MiB, tokens, Python)."""
     if "tokens" in measured:
         measured = {**measured, "tokens_per_second": round(measured["tokens"] / max(measured["seconds"], 0.01))}
     write_json(tree / TIMING / f"{stage}.json", {
@@ -34,19 +42,23 @@ def write_timing(
         **measured,
         "engine": settings.engine,
         "image": image,
+        "image_id": image_id,
         "recipe": recipe(tree, image),
         "pinned": pinned,
         # What is promised of the bits (README, "What is deterministic"); nothing has been proven for GPUs yet.
         "level": "bitwise" if settings.gpus == 0 else "unproven",
-        "python": platform.python_version(),
         "machine": machine(),
     })  # fmt: skip
 
 
+def recipe_files(image: str) -> tuple[str, ...]:
+    """All that decides an image, under docker/: the Dockerfile and what it copies."""
+    return ("Dockerfile", "system-packages", "install", "torch_source", "uv.toml", "uv.lock", "tools.lock", f"{image}.lock")
+
+
 def recipe(tree: Path, image: str) -> str:
-    """A short hash of all that decides an image: the Dockerfile, the install settings and the image's lock."""
-    files = ("Dockerfile", "uv.toml", f"{image}.lock")
-    return hashlib.sha256(b"".join((tree / "docker" / name).read_bytes() for name in files)).hexdigest()[:16]
+    """A short hash of an image's recipe: its tag, and in the timing record."""
+    return hashlib.sha256(b"".join((tree / "docker" / name).read_bytes() for name in recipe_files(image))).hexdigest()[:16]
 
 
 def differing_versions(lock: Path) -> list[str]:

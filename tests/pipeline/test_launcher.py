@@ -106,6 +106,18 @@ def test_how_a_stage_runs_changes_no_byte_of_the_lock_and_reruns_nothing(clone):
     assert done.returncode == 0 and (clone / "dvc.lock").read_bytes() == before
 
 
+def test_a_changed_line_in_an_images_lock_reruns_the_stages_of_its_role_and_no_other(clone):
+    small = {"fetch__sources__pretraining__rows": 500, "base_model__steps": 2, "base_model__architecture__layers": 1}
+    change(clone, images__train="train", **small)
+    done = dvc(clone, "repro", "prepare-mix")
+    assert done.returncode == 0, done.stderr
+    before = json.loads(dvc(clone, "status", "--json", "prepare-mix").stdout)
+    with (clone / "docker/train.lock").open("a") as file:
+        file.write("# another pin\n")
+    after = json.loads(dvc(clone, "status", "--json", "prepare-mix").stdout)
+    assert (before, list(after)) == ({}, ["base-model"])
+
+
 def test_another_version_than_the_locks_is_a_loud_warning_and_is_recorded(clone):
     lock = clone / "docker/cpu.lock"
     lock.write_text(lock.read_text().replace("\npydantic==", "\npydantic==0.0."), encoding="utf-8")
@@ -122,7 +134,6 @@ def test_another_version_than_the_locks_is_a_loud_warning_and_is_recorded(clone)
         ({"fetch__sources__test__rows": 10**7}, "ask for fewer"),
         ({"fetch__sources__test__split": "tset"}, "split 'tset' is unknown"),
         ({"run__engine": "podmen"}, "params.yaml: run.engine is 'podmen'"),
-        ({"run__engine": "docker"}, "params.yaml: run.engine: docker is not there yet: use native"),
         ({"fetch__sources__rl__kind": "hub"}, "fetch.sources.rl: hub sources are not there yet"),
         ({"fetch__sources__rl__kind": "local"}, "fetch.sources.rl: a local source needs file and sha256"),
     ],

@@ -1,0 +1,143 @@
+"""`mathmind doctor`: is all here that the profile in params.yaml needs, and what mends it where not."""
+
+import os
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stages.harness.errors import InputError
+from stages.harness.params import Run, read_params, section
+from stages.host.engines import find_image, hub_stages
+from stages.host.provenance import differing_versions, recipe
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a profile asks of a machine, in GiB.
+
+    embedded's and gsm8k-local's are measured (README, "What it took"), with room to spare. The others are counted from
+    their weights: on disk the base, four merged models and five GGUF models of three forms, and DVC's cache of adapters.
+    """
+
+    gpu: int
+    disk: int
+    memory: int
+
+
+NEEDS = {
+    "embedded": Need(gpu=0, disk=1, memory=4),
+    "gsm8k-local": Need(gpu=0, disk=1, memory=5),
+    "scratch-gpu": Need(gpu=16, disk=10, memory=16),
+    "report-t4": Need(gpu=15, disk=120, memory=12),
+    "report-h200": Need(gpu=80, disk=120, memory=64),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the screen. `missing` is what the chosen profile cannot do without; `note` is for other ways and profiles."""
+
+    subject: str
+    state: Literal["ok", "note", "missing"]
+    found: str
+    fix: str = ""
+
+
+def examine(tree: Path) -> list[Finding]:
+    """Looks at everything; InputError only where params.yaml itself cannot be read."""
+    values = read_params(tree / "params.yaml")
+    settings = section(Path("params.yaml"), values, "run", Run)
+    images = sorted(set(values["images"].values()))
+    gpus = _gpus()
+    return [
+        _packages(tree, images, settings),
+        *(_engine(name, settings) for name in ("docker", "podman")),
+        *(_image(tree, name, settings) for name in images),
+        *(_profile(name, need, values["profile"], gpus, tree, settings) for name, need in NEEDS.items()),
+        _hub(values),
+    ]
+
+
+def as_json(findings: list[Finding]) -> list[dict[str, Any]]:
+    """The findings as plain mappings."""
+    return [asdict(finding) for finding in findings]
+
+
+def _packages(tree: Path, images: list[str], settings: Run) -> Finding:
+    native = settings.engine == "native"
+    differing = [line for image in images if (tree / f"docker/{image}.lock").is_file()
+                 for line in differing_versions(tree / f"docker/{image}.lock")]  # fmt: skip
+    if not differing:
+        return Finding("native packages", "ok", f"as docker/{', '.join(images)}.lock pin them")
+    return Finding("native packages", "missing" if native else "note", f"not pinned: {', '.join(differing[:3])}", "make .venv")
+
+
+def _engine(name: str, settings: Run) -> Finding:
+    state = "missing" if settings.engine == name else "note"
+    if not shutil.which(name):
+        return Finding(name, state, "not installed", f"install {name}, or set run.engine: native")
+    asked = subprocess.run([name, "version", "--format", "{{.Client.Version}}"], capture_output=True, text=True)
+    answers = subprocess.run([name, "info"], capture_output=True, text=True)
+    if answers.returncode:
+        why = (answers.stderr.strip().splitlines() or ["no answer"])[-1]
+        return Finding(name, state, f"does not answer: {why}", "start its service, or join its group" if name == "docker" else "podman info")
+    return Finding(name, "ok", asked.stdout.strip())
+
+
+def _image(tree: Path, image: str, settings: Run) -> Finding:
+    subject = f"image {image}"
+    if not (tree / f"docker/{image}.lock").is_file():
+        return Finding(subject, "missing", f"no docker/{image}.lock", f"docker/lock {image}")
+    engines = [settings.engine] if settings.engine != "native" else [name for name in ("docker", "podman") if shutil.which(name)]
+    for name in engines:
+        try:
+            if found := shutil.which(name) and find_image(shutil.which(name), tree, image):
+                return Finding(subject, "ok", f"{recipe(tree, image)} in {name}, {found['Size'] / 1e9:.1f} GB")
+        except InputError:  # the engine does not answer, which its own line says
+            continue
+    return Finding(subject, "note" if settings.engine == "native" else "missing", f"{recipe(tree, image)} is not built", f"docker/build {image}")
+
+
+def _gpus() -> list[tuple[str, float]]:
+    """Names and GiB of the GPUs that the driver shows; none without one."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    lines = subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()
+    return [(name, float(mebibytes) / 1024) for name, mebibytes in (line.rsplit(", ", 1) for line in lines)]
+
+
+def _profile(name: str, need: Need, chosen: str, gpus: list[tuple[str, float]], tree: Path, settings: Run) -> Finding:
+    state = "missing" if name == chosen else "note"
+    free = shutil.disk_usage(settings.scratch or tree).free / GIB
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    largest = max((size for _, size in gpus), default=0.0)
+    found = f"GPU {f'{gpus[0][0]}, {largest:.0f} GiB' if gpus else 'none'}; memory {memory:.0f} GiB; disk {free:.0f} GiB free"
+    short = [
+        f"{what} of {wanted} GiB"
+        for what, wanted, here in (("a GPU", need.gpu, largest), ("memory", need.memory, memory), ("free disk", need.disk, free))
+        if here < wanted
+    ]
+    subject = f"profile {name}" + (" (chosen)" if name == chosen else "")
+    return Finding(subject, state if short else "ok", found, f"needs {', '.join(short)}" if short else "")
+
+
+def _hub(values: dict[str, Any]) -> Finding:
+    from huggingface_hub import constants
+
+    state = "missing" if hub_stages(values) else "note"
+    token = "a token is set" if os.environ.get("HF_TOKEN") else "no HF_TOKEN, which gated sources ask for"
+    endpoint = constants.ENDPOINT
+    try:
+        urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=5).close()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        if not isinstance(error, urllib.error.HTTPError):  # an answer all the same
+            reason = getattr(error, "reason", error)
+            return Finding("hub", state, f"{endpoint} is out of reach: {reason}; {token}", "mend the network or set HF_ENDPOINT")
+    return Finding("hub", "ok", f"{endpoint} answers; {token}")

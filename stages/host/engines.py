@@ -1,0 +1,289 @@
+"""How a stage's process starts, natively or in a container, and how nothing of it is left behind.
+
+A container sees the working folder read-only at its own path, the scratch folder alone is writable, there is no network
+but for what fetches from the hub, and its environment is docker/determinism.env and little more.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stages.harness.errors import InputError
+from stages.harness.params import Run
+from stages.host import provenance
+from stages.host.graph import GraphStage
+
+NATIVE_PASSES_ON = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TERM", "COLUMNS", "MATHMIND_TRACE")
+HUB_PASSES_ON = ("HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")  # by name: never on a command line
+LOCK_LABEL, BASE_LABEL = "mathmind.lock", "org.opencontainers.image.base.name"
+PLENTY = 32768  # files and processes of a stage
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one stage: everything an engine needs to start it."""
+
+    image: str
+    stage: GraphStage
+    arguments: tuple[str, ...]  # the stage's name, then --name PATH pairs as dvc.yaml gives them
+    settings: Run
+    tree: Path  # the working folder: the repository, or the copy that `dvc exp run --temp` made
+    local_files: Path
+    scratch: Path
+    lock: Path  # held by the launcher for as long as it lives
+    asks_hub: bool  # fetch and base-model, where a parameter names a source on the hub
+
+    def command(self, python: str) -> list[str]:
+        """The stage's own command, its outs turned into the scratch folder."""
+        name, *pairs = self.arguments
+        command = [python, "-m", "stages.harness.run_stage", name, "--scratch", str(self.scratch)]
+        for option, path in zip(pairs[::2], pairs[1::2]):
+            command += [option, str(self.scratch / "outs" / path) if option.startswith("--out") else path]
+        return [*command, "--local-files", str(self.local_files)]
+
+    def environment(self) -> dict[str, str]:
+        """What every engine gives a stage, and all that a container gets but for the hub's variables."""
+        folder = str(self.scratch / "tmp")
+        given = {"HOME": folder, "TMPDIR": folder, "USER": "mathmind", "PYTHONUNBUFFERED": "1"}
+        if self.settings.gpus == 0:
+            given["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled on a CPU; loading the compiler takes a second
+        return provenance.determinism(self.tree) | given
+
+    def hub_environment(self) -> dict[str, str]:
+        """The caller's token, endpoint and proxies, for the stages that ask the hub; nothing for the others."""
+        return {name: os.environ[name] for name in HUB_PASSES_ON if self.asks_hub and name in os.environ}
+
+
+class Engine(Protocol):
+    """Where a stage's process runs."""
+
+    pinned: bool  # is everything that it runs with the lock's
+    image_id: str | None
+
+    def command(self) -> list[str]: ...
+
+    def environment(self) -> dict[str, str]: ...
+
+    def tidied(self) -> AbstractContextManager[None]:
+        """Within it the command may run; after it, or after this process's death, nothing of it runs on."""
+
+    def explain(self, status: int) -> str | None:
+        """A sentence about an exit status of the engine's own; None where the stage has spoken for itself."""
+
+
+def engine(job: Job) -> Engine:
+    """The engine that `run.engine` names, with what it needs looked up: InputError where that is missing."""
+    return Native(job) if job.settings.engine == "native" else Container(job)
+
+
+class Native:
+    """This Python, which docker/run has chosen, in the working folder."""
+
+    image_id = None
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        differing = provenance.differing_versions(job.tree / "docker" / f"{job.image}.lock")
+        self.pinned = not differing
+        if differing:
+            some = ", ".join(differing[:3]) + (" ..." if len(differing) > 3 else "")
+            print(f"docker/run: WARNING: {job.stage.name} runs with packages that docker/{job.image}.lock does not pin: "
+                  f"{some}. Its bits may differ; `make .venv` installs the pinned ones.", file=sys.stderr)  # fmt: skip
+
+    def command(self) -> list[str]:
+        return self.job.command(sys.executable)
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in NATIVE_PASSES_ON if name in os.environ}
+        return kept | self.job.environment() | self.job.hub_environment()
+
+    @contextmanager
+    def tidied(self) -> Iterator[None]:
+        yield
+
+    def explain(self, status: int) -> str | None:
+        return "the stage was killed (137): where the machine ran out of memory, its log says so" if status == 137 else None
+
+
+class Container:
+    """A container of the image whose tag is the recipe's hash, run by id; docker and podman alike."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.name = f"mathmind-{job.stage.name.replace('@', '-')}-{job.scratch.name}"
+        self.client = client(job.settings.engine)
+        image = find_image(self.client, job.tree, job.image)
+        if image is None:
+            recipe = provenance.recipe(job.tree, job.image)
+            raise InputError(f"image mathmind/{job.image}:{recipe} is not here: build it with `docker/build {job.image}`")
+        self.image_id = image["Id"]
+        labels = image["Config"].get("Labels") or {}
+        self.pinned = "@sha256:" in labels.get(BASE_LABEL, "")
+        if not self.pinned:
+            print(f"docker/run: WARNING: image mathmind/{job.image} stands on {labels.get(BASE_LABEL)}, which no digest pins: "
+                  "its bits may differ elsewhere", file=sys.stderr)  # fmt: skip
+        reap(self.client, own=job.lock)
+
+    def command(self) -> list[str]:
+        job = self.job
+        options = [
+            "--rm", "--init", "--pull", "never", "--name", self.name, "--hostname", "mathmind",
+            "--label", f"{LOCK_LABEL}={job.lock}", "--log-driver", "none",
+            "--read-only", "--workdir", str(job.tree),  # not even /tmp is writable: TMPDIR lies in the scratch folder
+            "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--security-opt", "label=disable",
+            *self._user(), *self._network(), *self._podmans_own(),
+        ]  # fmt: skip
+        for folder in self._readable():
+            options += ["--mount", _mount(folder, writable=False)]
+        options += ["--mount", _mount(job.scratch, writable=True)]
+        if job.settings.memory:
+            options += ["--memory", job.settings.memory, "--memory-swap", job.settings.memory]
+        if job.settings.gpus:
+            options += ["--shm-size", "8g", *self._gpus()]
+        for name, value in job.environment().items():
+            options += ["--env", f"{name}={value}"]
+        for name in job.hub_environment():
+            options += ["--env", name]  # the engine's client reads the value from its own environment
+        return [self.client, "run", *options, self.image_id, *job.command("python")]
+
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)  # the client's; none of it reaches the container
+
+    @contextmanager
+    def tidied(self) -> Iterator[None]:
+        """A keeper process of its own session removes the container when this process lets go of it, or is killed."""
+        when_let_go = 'cat; for second in 1 2 3 4 5; do "$0" rm --force "$1"; sleep 1; done'
+        keeper = subprocess.Popen(["sh", "-c", when_let_go, self.client, self.name], stdin=subprocess.PIPE,
+                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        try:
+            yield
+        finally:
+            subprocess.run([self.client, "rm", "--force", self.name], capture_output=True)
+            keeper.kill()
+            keeper.wait()
+
+    def explain(self, status: int) -> str | None:
+        engine, image = self.job.settings.engine, self.job.image
+        return {
+            125: f"{engine} could not start the container, or lost it: its own words stand above",
+            126: f"the image has a `python` that cannot be run: build it anew with `docker/build --no-cache {image}`",
+            127: f"the image has no `python`: build it anew with `docker/build --no-cache {image}`",
+            137: "the container was killed (137), most often for want of memory: "
+            + (f"raise run.memory, now {self.job.settings.memory}" if self.job.settings.memory else "free some"),
+        }.get(status)
+
+    def _user(self) -> list[str]:
+        """The caller's own ids, so that outs are the caller's; a rootless engine maps them itself."""
+        ids = f"{os.getuid()}:{os.getgid()}"
+        if self.job.settings.engine == "podman":
+            return ["--user", ids, *(["--userns", "keep-id"] if os.getuid() else [])]
+        security = _ask(self.client, "info", "--format", "{{json .SecurityOptions}}")
+        return ["--user", "0:0" if "rootless" in security else ids]
+
+    def _network(self) -> list[str]:
+        return [] if self.job.asks_hub else ["--network", "none"]
+
+    def _podmans_own(self) -> list[str]:
+        """podman would pass the caller's proxies on, put memory over /tmp, and raise limits that the caller may not raise."""
+        if self.job.settings.engine != "podman":
+            return []
+        options = ["--http-proxy=false", "--read-only-tmpfs=false"]
+        for name, limit in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
+            hard = resource.getrlimit(limit)[1]
+            allowed = PLENTY if hard == resource.RLIM_INFINITY else min(hard, PLENTY)
+            options += ["--ulimit", f"{name}={allowed}:{allowed}"]
+        return options
+
+    def _gpus(self) -> list[str]:
+        listed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.job.settings.gpus)))
+        if self.job.settings.engine == "podman":
+            return [word for gpu in listed.split(",") for word in ("--device", f"nvidia.com/gpu={gpu}")]
+        return ["--gpus", f'"device={listed}"']
+
+    def _readable(self) -> list[Path]:
+        """The working folder, DVC's cache where deps are links into it, and the user's own files where there are any."""
+        folders = {self.job.tree, *_link_targets(self.job.tree, self.job.stage.deps)}
+        if self.job.local_files.is_dir():
+            folders.add(self.job.local_files)
+        return sorted(folders)
+
+
+def hub_stages(values: dict[str, Any]) -> set[str]:
+    """The stages that need the network: only fetch and base-model ever do, and only where a parameter says `hub`."""
+    kinds = {
+        "fetch": [source["kind"] for source in values["fetch"]["sources"].values()],
+        "base-model": [values["base_model"]["kind"]],
+    }
+    return {stage for stage, found in kinds.items() if "hub" in found}
+
+
+def client(engine: str) -> str:
+    """The path of docker's or podman's command, or InputError."""
+    if found := shutil.which(engine):
+        return found
+    raise InputError(f"params.yaml: run.engine is {engine}, and there is no command of that name: install it, or use native")
+
+
+def find_image(client: str, tree: Path, image: str) -> dict[str, Any] | None:
+    """What the engine knows of the image that this tree's recipe makes, or None where it was never built."""
+    tag = f"mathmind/{image}:{provenance.recipe(tree, image)}"
+    asked = subprocess.run([client, "image", "inspect", tag], capture_output=True, text=True)
+    if asked.returncode == 0:
+        return json.loads(asked.stdout)[0]
+    if "no such image" in asked.stderr.lower() or "image not known" in asked.stderr.lower():
+        return None
+    raise InputError(f"{Path(client).name} does not answer: {asked.stderr.strip().splitlines()[-1]}")
+
+
+def reap(client: str, own: Path) -> None:
+    """Removes containers whose launcher is gone: nobody holds the lock that they are labelled with."""
+    for container in _ask(client, "ps", "--all", "--quiet", "--filter", f"label={LOCK_LABEL}").split():
+        lock = Path(_ask(client, "inspect", "--format", f'{{{{index .Config.Labels "{LOCK_LABEL}"}}}}', container).strip())
+        if lock == own or _free(lock):
+            _ask(client, "rm", "--force", container)
+
+
+def _free(lock: Path) -> bool:
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or not ours to see
+        return False
+    return True
+
+
+def _ask(client: str, *arguments: str) -> str:
+    return subprocess.run([client, *arguments], capture_output=True, text=True).stdout
+
+
+def _mount(folder: Path, *, writable: bool) -> str:
+    """One --mount value: comma-separated fields, quoted as CSV, for a path may hold commas and spaces."""
+    text = io.StringIO()
+    fields = ["type=bind", f"source={folder}", f"target={folder}", *([] if writable else ["readonly"])]
+    csv.writer(text, lineterminator="").writerow(fields)
+    return text.getvalue()
+
+
+def _link_targets(tree: Path, deps: tuple[str, ...]) -> set[Path]:
+    """Folders outside the tree that links among the deps lead to: `dvc config cache.type symlink` makes such links.
+
+    Each is the grandparent of a target: DVC keeps a file in <cache>/files/md5/ab/cdef..., so there are one or two.
+    """
+    found = set()
+    for dep in deps:
+        path = tree / dep
+        for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
+            if file.is_symlink() and not (target := file.resolve()).is_relative_to(tree):
+                found.add(target.parents[1])
+    return found

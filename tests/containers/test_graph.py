@@ -1,0 +1,16 @@
+"""The whole embedded graph in containers: the lock and the metrics that were committed, byte for byte."""
+
+import json
+
+from tests.imports import ROOT
+from tests.pipeline.test_launcher import dvc
+
+
+def test_the_embedded_graph_gives_the_committed_lock_and_metrics(contained, engine, image):
+    done = dvc(contained, "repro", "--force")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for name in ("dvc.lock", "metrics.json", "results/comparison.json"):
+        assert (contained / name).read_bytes() == (ROOT / name).read_bytes(), name
+    for record in (contained / "results/timing").glob("*.json"):
+        told = json.loads(record.read_text())
+        assert (told["engine"], told["image_id"]) == (engine, image), record.name

@@ -1,0 +1,70 @@
+"""`mathmind doctor`: what is missing for the chosen profile is said, with what mends it, and fails; other things are notes."""
+
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.imports import ROOT
+
+
+@pytest.fixture
+def tree(tmp_path):
+    shutil.copytree(ROOT / "docker", tmp_path / "docker")
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    return tmp_path
+
+
+@pytest.fixture
+def hub():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def doctor(tree, profile, *options, **variables):
+    shutil.copy2(tree / f"params/{profile}.yaml", tree / "params.yaml")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **variables}
+    command = [sys.executable, "-m", "stages", "doctor", *options]
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+
+
+def test_the_embedded_profile_finds_all_it_needs_here(tree, hub):
+    done = doctor(tree, "embedded", "--json", HF_ENDPOINT=hub)
+    found = {line["subject"]: line for line in json.loads(done.stdout)}
+    assert done.returncode == 0, done.stdout
+    assert found["profile embedded (chosen)"]["state"] == "ok" and found["native packages"]["state"] == "ok"
+    assert found["hub"]["state"] == "ok" and hub in found["hub"]["found"]
+    assert found["image cpu"]["state"] == "ok" or found["image cpu"]["fix"] == "docker/build cpu"
+
+
+def test_what_the_chosen_profile_misses_fails_and_says_how_to_mend_it(tree):
+    done = doctor(tree, "report-t4", "--json", HF_ENDPOINT="http://127.0.0.1:9", PATH=os.path.dirname(sys.executable), HF_TOKEN="planted")
+    found = {line["subject"]: line for line in json.loads(done.stdout)}
+    assert done.returncode == 1 and "planted" not in done.stdout + done.stderr
+    assert found["docker"]["state"] == "missing" and "run.engine: native" in found["docker"]["fix"]
+    assert found["podman"]["state"] == "note"
+    assert found["image rollout"]["fix"] == "docker/build rollout"
+    assert "a GPU of 15 GiB" in found["profile report-t4 (chosen)"]["fix"]
+    assert found["hub"]["state"] == "missing" and "out of reach" in found["hub"]["found"]
+    assert all(line["fix"] for line in found.values() if line["state"] == "missing")
+
+
+def test_packages_that_the_lock_does_not_pin_are_named(tree):
+    lock = tree / "docker/cpu.lock"
+    lock.write_text(lock.read_text().replace("\npydantic==", "\npydantic==0.0."))
+    done = doctor(tree, "embedded", "--json")
+    (packages,) = [line for line in json.loads(done.stdout) if line["subject"] == "native packages"]
+    assert done.returncode == 1 and packages["state"] == "missing" and "pydantic" in packages["found"]
+    assert packages["fix"] == "make .venv"
+
+
+def test_the_screen_shows_the_same(tree, hub):
+    done = doctor(tree, "embedded", HF_ENDPOINT=hub)
+    assert done.returncode == 0 and "profile embedded (chosen)" in done.stdout and hub in done.stdout
