@@ -142,7 +142,7 @@ class Container:
             "--label", f"{LOCK_LABEL}={job.lock}", "--log-driver", "none",
             "--read-only", "--workdir", str(job.tree),  # not even /tmp is writable: TMPDIR lies in the scratch folder
             "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--security-opt", "label=disable",
-            *self._user(), *self._network(), *self._podmans_own(),
+            *self._user(), *self._network(), *podmans_own(job.settings.engine),
         ]  # fmt: skip
         for folder in self._readable():
             options += ["--mount", _mount(folder, writable=False)]
@@ -194,17 +194,6 @@ class Container:
     def _network(self) -> list[str]:
         return [] if self.job.asks_hub else ["--network", "none"]
 
-    def _podmans_own(self) -> list[str]:
-        """podman would pass the caller's proxies on, put memory over /tmp, and raise limits that the caller may not raise."""
-        if self.job.settings.engine != "podman":
-            return []
-        options = ["--http-proxy=false", "--read-only-tmpfs=false"]
-        for name, limit in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
-            hard = resource.getrlimit(limit)[1]
-            allowed = PLENTY if hard == resource.RLIM_INFINITY else min(hard, PLENTY)
-            options += ["--ulimit", f"{name}={allowed}:{allowed}"]
-        return options
-
     def _gpus(self) -> list[str]:
         listed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.job.settings.gpus)))
         if self.job.settings.engine == "podman":
@@ -233,6 +222,18 @@ def client(engine: str) -> str:
     if found := shutil.which(engine):
         return found
     raise InputError(f"params.yaml: run.engine is {engine}, and there is no command of that name: install it, or use native")
+
+
+def podmans_own(engine: str) -> list[str]:
+    """podman would pass the caller's proxies on, put memory over /tmp, and raise limits that the caller may not raise."""
+    if engine != "podman":
+        return []
+    options = ["--http-proxy=false", "--read-only-tmpfs=false"]
+    for name, limit in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
+        hard = resource.getrlimit(limit)[1]
+        allowed = PLENTY if hard == resource.RLIM_INFINITY else min(hard, PLENTY)
+        options += ["--ulimit", f"{name}={allowed}:{allowed}"]
+    return options
 
 
 def find_image(client: str, tree: Path, image: str) -> dict[str, Any] | None:

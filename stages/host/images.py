@@ -10,7 +10,7 @@ import click
 
 from stages.harness.errors import InputError
 from stages.harness.params import IMAGES, Run, read_params, section
-from stages.host.engines import client
+from stages.host.engines import client, podmans_own
 from stages.host.provenance import recipe, recipe_files
 
 
@@ -61,7 +61,7 @@ def build(tree: Path, image: str, client: str, options: list[str], wheels: Path 
         if subprocess.run(command, env=environment).returncode:
             raise InputError(f"{image} did not build: {Path(client).name}'s own words stand above")
     tested = subprocess.run(
-        [client, "run", "--rm", "--network", "none", "--mount", f"type=bind,source={tree}/docker,target=/docker,readonly",
+        [client, "run", "--rm", "--network", "none", *podmans_own(Path(client).name), "--mount", f"type=bind,source={tree}/docker,target=/docker,readonly",
          trial, "python", "-B", "/docker/self_test.py", f"{image}.lock", f"{image}.in"],
         capture_output=True, text=True)  # fmt: skip
     if tested.returncode:
