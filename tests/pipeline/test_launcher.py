@@ -111,10 +111,10 @@ def test_a_changed_line_in_an_images_lock_reruns_the_stages_of_its_role_and_no_o
     change(clone, images__train="train", **small)
     done = dvc(clone, "repro", "prepare-mix")
     assert done.returncode == 0, done.stderr
-    before = json.loads(dvc(clone, "status", "--json", "prepare-mix").stdout)
+    before = json.loads(dvc(clone, "status", "--json", "--with-deps", "prepare-mix").stdout)
     with (clone / "docker/train.lock").open("a") as file:
         file.write("# another pin\n")
-    after = json.loads(dvc(clone, "status", "--json", "prepare-mix").stdout)
+    after = json.loads(dvc(clone, "status", "--json", "--with-deps", "prepare-mix").stdout)
     assert (before, list(after)) == ({}, ["base-model"])
 
 
