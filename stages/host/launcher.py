@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from select import select
+from threading import Thread
 from types import FrameType
 
 from stages.harness.errors import InputError
@@ -32,6 +34,7 @@ GRACE = 10  # seconds between a signal that is handed on and the end of what doe
 def main() -> int:
     """Runs the stage that dvc.yaml's command names and returns its exit status."""
     _die_with_parent()
+    _die_with_parent_of_shell()
     try:
         return _launch(sys.argv[1:])
     except InputError as error:
@@ -133,6 +136,24 @@ def _die_with_parent() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGTERM)
+
+
+def _die_with_parent_of_shell() -> None:
+    """Where a shell stands between dvc and this process (dash stays for a command's time, bash does not): dvc's end is ours."""
+    parent = Path(f"/proc/{os.getppid()}")
+    try:
+        is_shell = b"\0-c\0" in (parent / "cmdline").read_bytes()
+        state = (parent / "stat").read_text().rpartition(")")[2].split()  # what follows its name: state, parent, ...
+        dvc = os.pidfd_open(int(state[1])) if is_shell else None
+    except (OSError, AttributeError):  # no Linux, or a parent in another namespace
+        return
+
+    def watch() -> None:
+        select([dvc], [], [])  # until it has ended
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if dvc is not None:
+        Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

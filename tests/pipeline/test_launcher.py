@@ -237,6 +237,24 @@ def test_a_killed_launcher_leaves_no_process_and_no_half_written_out(clone, numb
     started.send_signal(number)
     started.communicate(timeout=20)
     assert started.returncode != 0
+    assert_nothing_left(clone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("shell", ["dash", "bash"])  # one stands between dvc and the launcher, the other gives way
+def test_a_killed_dvc_leaves_no_process_and_no_half_written_out(clone, shell, number):
+    change(clone, fetch__sources__pretraining__rows=60000)
+    command = [sys.executable, "-m", "dvc", "repro", "fetch"]
+    started = subprocess.Popen(command, cwd=clone, env=environment(SHELL=shutil.which(shell)), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list((clone / ".dvc/tmp/mathmind/fetch").glob("*/outs/data/raw/*")) and started.poll() is None:
+        time.sleep(0.01)
+    started.send_signal(number)
+    started.communicate(timeout=20)
+    assert started.returncode == -number
+    assert_nothing_left(clone)
+
+
+def assert_nothing_left(clone):
     deadline = time.monotonic() + 10
     while (left := processes_in(clone)) and time.monotonic() < deadline:
         time.sleep(0.05)
