@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.host.engines import find_image
+from stages.host.engines import LOCK_LABEL, find_image
 from tests.imports import ROOT
 from tests.pipeline.test_launcher import change, clone  # noqa: F401
 
@@ -101,4 +101,15 @@ def make_base(engine: str, root: Path) -> None:
 def contained(clone, engine, image):  # noqa: F811
     """A clone, in a path with spaces, whose stages run in containers."""
     change(clone, run__engine=engine)
-    return clone
+    yield clone
+    for container in containers(engine, clone):  # a failed test's: the next one shall not stumble over it
+        subprocess.run([engine, "rm", "--force", container], capture_output=True)
+
+
+def containers(engine: str, folder: Path) -> list[str]:
+    """The containers of a clone's stages, whatever their state; those of the user's own runs are none of ours."""
+    listed = subprocess.run([engine, "ps", "--all", "--quiet", "--filter", f"label={LOCK_LABEL}"], capture_output=True, text=True)
+    lock = f'{{{{.Id}}}} {{{{index .Config.Labels "{LOCK_LABEL}"}}}}'
+    asked = subprocess.run([engine, "inspect", "--format", lock, *listed.stdout.split()], capture_output=True, text=True)
+    found = [line.split(" ", 1) for line in asked.stdout.splitlines()]
+    return [container for container, lock in found if lock.startswith(str(folder.parent))]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from stages.host.provenance import recipe
-from tests.containers.conftest import BASE, PLANTED, start_dockerd
+from tests.containers.conftest import BASE, PLANTED, containers, start_dockerd
 from tests.pipeline.test_launcher import FETCH, change, dvc, environment, launch, scratch
 
 SMALL = {"fetch__sources__pretraining__rows": 500, "base_model__steps": 2, "base_model__architecture__layers": 1}
@@ -30,9 +30,6 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def containers(engine: str) -> list[str]:
-    listed = subprocess.run([engine, "ps", "--all", "--quiet", "--filter", "label=mathmind.lock"], capture_output=True, text=True)
-    return listed.stdout.split()
 
 
 def settle(what, seconds=20):
@@ -64,7 +61,7 @@ def test_a_stage_in_a_container_gives_the_native_bytes_and_the_lock_does_not_kno
     assert digests(contained / "data") | digests(contained / "models") == made
     record = json.loads((contained / "results/timing/base-model.json").read_text())
     assert record["engine"] == engine and record["image_id"] == image and record["pinned"] is False  # no digest pins the base
-    assert scratch(contained) == [] and containers(engine) == []
+    assert scratch(contained) == [] and containers(engine, contained) == []
     assert {path.owner() for path in (contained / "data").rglob("*")} == {contained.owner()}
 
 
@@ -92,7 +89,7 @@ def test_experiments_run_in_containers_in_a_copy_and_in_a_queue(contained, engin
     settle(lambda: "Running" in (told := dvc(contained, "queue", "status").stdout) or "Queued" in told, 180)
     told = dvc(contained, "queue", "status").stdout
     assert told.count("Success") == 2, told
-    assert containers(engine) == [] and scratch(contained) == []
+    assert containers(engine, contained) == [] and scratch(contained) == []
 
 
 @pytest.mark.parametrize("place", ["data/local/mine", "stages/fetch.py", ".dvc/config", "params.yaml", "../outside", "/opt/mathmind/venv/planted", "/etc/planted"])
@@ -104,7 +101,7 @@ def test_a_stage_that_writes_elsewhere_fails_and_nothing_has_changed(contained, 
     done = launch(contained)
     assert done.returncode == 1 and re.search("Read-only file system|Permission denied", done.stderr), done.stderr
     changed = {path for path, digest in digests(contained).items() if before.get(path) != digest and not path.endswith(".lock")}
-    assert changed == set() and scratch(contained) == [] and containers(engine) == []
+    assert changed == set() and scratch(contained) == [] and containers(engine, contained) == []
     assert not (contained.parent / "outside").exists()
 
 
@@ -167,26 +164,26 @@ SLOW = "import time\ntime.sleep(60)"
 def started_stage(folder, engine):
     """A launcher whose container runs, in a session of its own."""
     process = subprocess.Popen(FETCH, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for_container(engine, process)
+    wait_for_container(engine, folder, process)
     return process
 
 
-def wait_for_container(engine, process):
+def wait_for_container(engine, folder, process):
     deadline = time.monotonic() + 30
-    while not containers(engine):
+    while not containers(engine, folder):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.05)
     time.sleep(0.5)
 
 
 def assert_nothing_left(folder, engine):
-    assert settle(lambda: containers(engine)) == []
+    assert settle(lambda: containers(engine, folder)) == []
     assert not (folder / "data/raw").exists()
     assert not list(folder.rglob("*.incoming"))
     misbehave_no_more(folder)
     again = launch(folder)  # and no lock is held
     assert again.returncode == 0, again.stderr
-    assert scratch(folder) == [] and containers(engine) == []
+    assert scratch(folder) == [] and containers(engine, folder) == []
 
 
 def misbehave_no_more(folder):
@@ -219,7 +216,7 @@ def test_a_killed_dvc_leaves_nothing(contained, engine, number, shell):
     misbehave(contained, SLOW)
     command = [*dvc_command(), "repro", "fetch"]
     process = subprocess.Popen(command, cwd=contained, env=environment(SHELL=shutil.which(shell)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for_container(engine, process)
+    wait_for_container(engine, contained, process)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal's Ctrl-C: to the whole group
     else:
@@ -241,10 +238,10 @@ def test_a_killed_queue_leaves_nothing(contained, engine):
     assert dvc(contained, "exp", "run", "--queue", "-n", "slow", "-S", "seed=5", "fetch").returncode == 0
     subprocess.run([*dvc_command(), "queue", "start", "-j", "1"], cwd=contained, env=environment(), stdin=subprocess.DEVNULL,
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    settle(lambda: not containers(engine), 60)
-    assert containers(engine)
+    settle(lambda: not containers(engine, contained), 60)
+    assert containers(engine, contained)
     assert dvc(contained, "queue", "kill", "--force", "slow").returncode == 0
-    assert settle(lambda: containers(engine)) == []
+    assert settle(lambda: containers(engine, contained)) == []
     subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "revert", "-n", "HEAD"], cwd=contained, check=True)
     assert launch(contained).returncode == 0
     assert scratch(contained) == []
@@ -278,7 +275,7 @@ def test_what_the_engine_refuses_is_told(contained, engine):
     change(contained, run__memory="plenty")
     done = launch(contained)
     assert done.returncode == 125 and f"{engine} could not start the container" in done.stderr, done.stderr
-    assert containers(engine) == []
+    assert containers(engine, contained) == []
 
 
 def test_an_image_without_python_is_told(contained, engine):
@@ -294,7 +291,7 @@ def test_an_image_without_python_is_told(contained, engine):
         assert done.returncode == 127 and "build it anew with `docker/build --no-cache cpu`" in done.stderr, done.stderr
     else:  # podman's init says it in its own words
         assert done.returncode == 1 and "failed to exec" in done.stderr, done.stderr
-    assert containers(engine) == []
+    assert containers(engine, contained) == []
 
 
 def test_an_image_that_is_not_there_names_the_command_that_builds_it(contained, engine):
@@ -302,7 +299,7 @@ def test_an_image_that_is_not_there_names_the_command_that_builds_it(contained, 
         file.write("# another recipe\n")
     done = launch(contained)
     assert done.returncode == 2 and "build it with `docker/build cpu`" in done.stderr, done.stderr
-    assert containers(engine) == [] and not (contained / "data/raw").exists()
+    assert containers(engine, contained) == [] and not (contained / "data/raw").exists()
 
 
 def test_a_full_disk_is_one_sentence(contained, engine, tmp_path):
@@ -313,7 +310,7 @@ def test_a_full_disk_is_one_sentence(contained, engine, tmp_path):
         change(contained, run__scratch=str(disk))
         done = launch(contained)
         assert done.returncode == 2 and "disk is full" in done.stderr and "Traceback" not in done.stderr, done.stderr
-        assert containers(engine) == [] and not (contained / "data/raw").exists()
+        assert containers(engine, contained) == [] and not (contained / "data/raw").exists()
     finally:
         subprocess.run(["umount", disk], check=True)
 
