@@ -7,7 +7,6 @@ import pytest
 from stages.harness.params import Run, read_params
 from stages.host.engines import Job, _link_targets, _mount, hub_stages
 from stages.host.graph import read_graph
-from stages.host.locks import versions, with_hashes_of_every_python
 from tests.imports import ROOT
 
 PARAMS = read_params(ROOT / "params.yaml")
@@ -69,21 +68,6 @@ def test_each_role_of_a_profile_depends_on_its_own_lock():
         "rollout": {"preference-pairs", "grpo", "eval"},
         "export": {"fetch", "prepare-mix", "gguf-export", "eval-gguf", "compare"},
     }
-
-
-def test_a_lock_gets_the_hashes_of_every_pythons_torch():
-    lock = "numpy==1 \\\n    --hash=sha256:aa\ntorch==2+cpu \\\n    --hash=sha256:bb\nzlib==3 \\\n    --hash=sha256:cc\n"
-    direct = "torch==2+cpu \\\n    --hash=sha256:bb \\\n    --hash=sha256:dd\n"
-    assert with_hashes_of_every_python(lock, direct) == lock.replace("sha256:bb\n", "sha256:bb \\\n    --hash=sha256:dd\n")
-    assert with_hashes_of_every_python(lock, "numpy==1\n") == lock
-
-
-@pytest.mark.parametrize("lock", ["cpu", "export", "train", "rollout", "host", "tools", "uv"])
-def test_every_package_of_every_lock_has_a_hash(lock):
-    text = (ROOT / f"docker/{lock}.lock").read_text()
-    assert versions(ROOT / f"docker/{lock}.lock")
-    for requirement in text.replace("\\\n", " ").splitlines():
-        assert requirement.startswith("#") or "--hash=sha256:" in requirement, requirement
 
 
 def test_every_base_image_is_pinned_by_digest():
