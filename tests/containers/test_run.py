@@ -195,18 +195,17 @@ def misbehave_no_more(folder):
 def test_a_killed_launcher_or_client_leaves_nothing(contained, engine, whom, number):
     misbehave(contained, SLOW)
     process = started_stage(contained, engine)
-    target = process.pid if whom == "launcher" else client_of(process.pid, engine)
+    target = process.pid if whom == "launcher" else client_of(process, engine)
     os.kill(target, number)
     output, errors = process.communicate(timeout=30)
     assert process.returncode != 0, output + errors
     assert_nothing_left(contained, engine)
 
 
-def client_of(launcher: int, engine: str) -> int:
-    command = ["pgrep", "--parent", str(launcher), "--full", f"{engine} run"]
-    deadline = time.monotonic() + 10
+def client_of(launcher: subprocess.Popen, engine: str) -> int:
+    command = ["pgrep", "--parent", str(launcher.pid), "--full", f"{engine} run"]
     while not (found := subprocess.run(command, capture_output=True, text=True).stdout):
-        assert time.monotonic() < deadline
+        assert launcher.poll() is None, launcher.communicate()
     return int(found)
 
 
@@ -266,6 +265,8 @@ def test_a_stage_that_needs_more_memory_than_it_may_is_told_so(contained, engine
     change(contained, run__memory="64m")
     misbehave(contained, "full = [b'x' * 2**20 for _ in range(500)]")
     done = launch(contained)
+    if "limits are not supported" in done.stderr:
+        pytest.skip("control groups of the first version let no rootless engine limit memory, as podman says")
     assert done.returncode == 137 and "raise run.memory, now 64m" in done.stderr, done.stderr
     change(contained, run__memory=None)
     assert_nothing_left(contained, engine)
@@ -302,6 +303,7 @@ def test_an_image_that_is_not_there_names_the_command_that_builds_it(contained, 
     assert containers(engine, contained) == [] and not (contained / "data/raw").exists()
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk that the engine sees too")
 def test_a_full_disk_is_one_sentence(contained, engine, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
