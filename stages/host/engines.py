@@ -10,6 +10,7 @@ import io
 import json
 import os
 import resource
+import secrets
 import shutil
 import subprocess
 import sys
@@ -121,7 +122,8 @@ class Container:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.name = f"mathmind-{job.stage.name.replace('@', '-')}-{job.scratch.name}"
+        # Of this run alone: a killed run's keeper may still be removing what it kept when the next run has begun.
+        self.name = f"mathmind-{job.stage.name.replace('@', '-')}-{secrets.token_hex(8)}"
         self.client = client(job.settings.engine)
         image = find_image(self.client, job.tree, job.image)
         if image is None:

@@ -202,6 +202,17 @@ def test_a_killed_launcher_or_client_leaves_nothing(contained, engine, whom, num
     assert_nothing_left(contained, engine)
 
 
+def test_the_next_run_is_left_alone_while_a_killed_one_is_cleared_away(contained, engine):
+    misbehave(contained, "import os, time\ntime.sleep(8 if os.path.exists('data/second') else 60)")  # the same run, by its key
+    process = started_stage(contained, engine)
+    process.kill()
+    process.communicate(timeout=30)
+    (contained / "data/second").touch()  # 8 s: longer than the killed run's keeper lives
+    done = launch(contained)
+    assert done.returncode == 0, done.stderr
+    assert scratch(contained) == [] and containers(engine, contained) == []
+
+
 def client_of(launcher: subprocess.Popen, engine: str) -> int:
     command = ["pgrep", "--parent", str(launcher.pid), "--full", f"{engine} run"]
     while not (found := subprocess.run(command, capture_output=True, text=True).stdout):
