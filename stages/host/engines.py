@@ -149,8 +149,7 @@ class Container:
         for folder in self._readable():
             options += ["--mount", _mount(folder, writable=False)]
         options += ["--mount", _mount(job.scratch, writable=True)]
-        if job.settings.memory:
-            options += ["--memory", job.settings.memory, "--memory-swap", job.settings.memory]
+        options += self._memory()
         if job.settings.gpus:
             options += ["--shm-size", "8g", *self._gpus()]
         for name, value in job.environment().items():
@@ -195,6 +194,14 @@ class Container:
 
     def _network(self) -> list[str]:
         return [] if self.job.asks_hub else ["--network", "none"]
+
+    def _memory(self) -> list[str]:
+        if not (limit := self.job.settings.memory):
+            return []
+        if _ask(self.client, "info", "--format", "{{.MemoryLimit}}").strip() == "false":  # podman says it itself
+            print("docker/run: WARNING: run.memory is not held to: this docker has no control groups to limit memory with",
+                  file=sys.stderr)  # fmt: skip
+        return ["--memory", limit, "--memory-swap", limit]
 
     def _gpus(self) -> list[str]:
         listed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.job.settings.gpus)))
