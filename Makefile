@@ -9,7 +9,7 @@ repro: .venv
 	$(bin)/mathmind report
 
 test: .venv
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest -n 2 --dist loadgroup
 
 # The containers that params.yaml's roles name; see docs/images.md.
 images: .venv

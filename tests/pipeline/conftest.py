@@ -61,6 +61,14 @@ def set_dotted(values, dotted, value):
     values[last] = value
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Where tests run side by side, those of the small comparison stay together, so that it is made once."""
+    for item in items:
+        if "small" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("small"))
+
+
 class Workplace:
     """A folder with params.yaml in which stages run as the launcher runs them."""
 
