@@ -28,7 +28,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @main.command()
 @click.option("--predictions", type=FILE, required=True, multiple=True, help="completions; twice for a paired test")
-@click.option("--gold", type=FILE, required=True, help="rows with GSM8K's question and answer, joined by id or by order")
+@click.option(
+    "--gold", type=FILE, required=True, help="rows with GSM8K's question and answer, joined by id or by order"
+)
 @click.option("--json", is_flag=True, help="print JSON instead of a table")
 @click.option("--rows", type=click.Path(dir_okay=False, path_type=Path), help="write each verdict to this file")
 @click.option("--seed", default=0, show_default=True, help="draws the bootstrap of BLEU's interval")
@@ -85,6 +87,49 @@ def doctor(json: bool) -> None:
         Console().print(table)
     if any(finding.state == "missing" for finding in findings):
         raise SystemExit(1)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option(
+    "--all", "everything", is_flag=True, help="every hub source of params.yaml and of the profiles in params/"
+)
+@click.option("--update", is_flag=True, help="move what is pinned to its branch's newest commit")
+def pin(name: str | None, everything: bool, update: bool) -> None:
+    """Pins a hub source, NAME in params.yaml's fetch.sources or base-model, to a commit in params/sources.lock.yaml."""
+    from stages.host.pin import pin
+
+    if everything == bool(name):
+        raise click.UsageError("name one source, or give --all")
+    for line in pin(Path.cwd(), name, update=update):
+        click.echo(line)
+
+
+@main.command()
+@click.option(
+    "--base-url", help="the endpoint, such as http://127.0.0.1:8000/v1; default: OPENAI_BASE_URL, or OpenAI's own"
+)
+@click.option("--concurrency", type=click.IntRange(min=1), default=4, show_default=True, help="requests at a time")
+@click.option("--limit", type=click.IntRange(min=1), help="ask at most so many, to see what they cost")
+@click.option("--price-in", type=float, default=0.0, help="dollars for a million tokens of prompts")
+@click.option("--price-out", type=float, default=0.0, help="dollars for a million tokens of replies")
+def teach(base_url: str | None, concurrency: int, limit: int | None, price_in: float, price_out: float) -> None:
+    """Has a teacher answer the problems of preference-pairs, over an OpenAI-compatible endpoint; what is kept is not asked again.
+
+    The key is read from OPENAI_API_KEY, the model and its instructions from params.yaml's preference_pairs.teacher.
+    """
+    from stages.host.teach import teach as ask
+
+    lesson = ask(Path.cwd(), base_url, concurrency, limit)
+    click.echo(
+        f"{lesson.asked:,} asked, {lesson.had:,} had; tokens: {lesson.prompt_tokens:,} in, {lesson.completion_tokens:,} out"
+    )
+    if lesson.cut_off:
+        click.echo(
+            f"{lesson.cut_off:,} replies end at max_tokens and will be dropped: raise preference_pairs.teacher.max_tokens"
+        )
+    if price_in or price_out:
+        click.echo(f"cost: ${lesson.cost(price_in, price_out):.2f}")
 
 
 @main.command("plots-page")

@@ -1,7 +1,8 @@
 """base-model: the model that every method starts from.
 
 `pretrain` trains a tokenizer and a small Qwen2 from nothing on the documents that fetch brought; `hub` takes a published
-model at a pinned commit. The folder carries no chat template: eval asks a base model in several ways and says which.
+model at a pinned commit, its weights as they are. The folder carries no chat template: eval asks a base model in several
+ways and says which.
 """
 
 import math
@@ -12,15 +13,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.corpus import schemas
+from stages.corpus import hub
 from stages.corpus.chat_format import few_shot, render
 from stages.corpus.marks import STOP_TOKENS, TEXT_END, TURN_END, TURN_START
+from stages.corpus.schemas import Document, MathProblem
+from stages.corpus.sources import Sources
+from stages.corpus.sources_lock import CONFIGS, Snapshot, is_weights, pinned_model, refuse_own_code
 from stages.harness import measures
 from stages.harness.arithmetic import use_portable_arithmetic
 from stages.harness.errors import InputError
-from stages.harness.jsonl import read_json, read_rows
+from stages.harness.jsonl import read_json, write_json
 from stages.harness.params import StageParams
 from stages.harness.progress import progress
+from stages.training.curves import Curve
 
 PAD = "<|pad|>"
 SPECIAL_TOKENS = (TEXT_END, TURN_START, TURN_END, PAD)
@@ -47,7 +52,7 @@ class Architecture(StageParams):
 
 
 class Params(StageParams):
-    """`pretrain` uses everything below it, `hub` only the name."""
+    """`pretrain` uses everything below `repo`, `hub` only `repo`."""
 
     seed: int
     kind: Literal["pretrain", "hub"]
@@ -64,10 +69,67 @@ class Params(StageParams):
     weight_decay: float = Field(ge=0)
 
 
-def run(p: Params, *, raw: Path, sources_lock: Path, out: Path, out_curve: Path) -> None:
-    """Writes a model folder (config, weights, tokenizer, generation config) and the loss curve."""
+def run(p: Params, *, raw: Path, sources_lock: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
+    """Writes a model folder (config, weights, tokenizer, generation config) and the loss curve.
+
+    A published model has no curve of ours, so it is empty, and source.json says where the model is from and on what terms.
+    """
     if p.kind == "hub":
-        raise InputError("params.yaml: base_model.kind: hub is not there yet: use pretrain")
+        if p.repo is None:
+            raise InputError("params.yaml: base_model.repo: a hub model needs it, such as Qwen/Qwen1.5-4B")
+        take(pinned_model(sources_lock, p.repo), checkpoints, out)
+        Curve().write(out_curve)
+    else:
+        pretrain(p, raw, out).write(out_curve)
+
+
+def take(source: Snapshot, half: Path, out: Path) -> None:
+    """Writes a published model's folder: config and weights untouched, its tokenizer without template and with padding.
+
+    `half` is where the files of a killed run lie. Raises InputError where the model needs code of its own or its
+    tokenizer lacks what the methods rely on.
+    """
+    hub.download(source, half)
+    for name in source.files.keys() & set(CONFIGS):
+        refuse_own_code(source.repository, name, read_json(half / name))
+
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(half), AutoTokenizer.from_pretrained(half)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{source.repository} is not a model that transformers reads ({str(error).splitlines()[0]}): "
+                         "name another in params.yaml's base_model.repo") from None  # fmt: skip
+    _complete(tokenizer, source, config.get_text_config().vocab_size)
+    for name in source.files:
+        if name == "config.json" or is_weights(name):
+            hub.keep(half / name, out / name)
+    tokenizer.save_pretrained(out)
+    stop_ids = tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))
+    GenerationConfig(eos_token_id=stop_ids, pad_token_id=tokenizer.pad_token_id).save_pretrained(out)
+    write_json(out / "source.json", {"repo": source.repository.id, "revision": source.commit, **source.pinned.terms})
+
+
+def _complete(tokenizer, source: Snapshot, vocab: int) -> None:
+    """Takes the chat template away and sees to a padding token that ends nothing.
+
+    Qwen pads with <|endoftext|>, which is learnt as an answer's end only where it is not taken for padding. Its
+    embedding has rows to spare (Qwen1.5-4B: 151,936 for 151,646 tokens), so that a token more needs no new weights.
+    """
+    known = tokenizer.get_vocab()
+    if missing := [token for token in STOP_TOKENS if token not in known]:
+        raise InputError(f"{source.repository} has no token {missing[0]}, with which answers end here: "
+                         "name a model with Qwen's tokens in params.yaml's base_model.repo")  # fmt: skip
+    tokenizer.chat_template = None
+    if tokenizer.pad_token in (None, tokenizer.eos_token, *STOP_TOKENS):
+        if PAD not in known and len(tokenizer) >= vocab:
+            raise InputError(f"{source.repository} has no token to pad with and none of its {vocab} rows to spare for one: "
+                             "name another model in params.yaml's base_model.repo")  # fmt: skip
+        tokenizer.add_special_tokens({"pad_token": PAD})
+
+
+def pretrain(p: Params, raw: Path, out: Path) -> Curve:
+    """Trains tokenizer and model, writes their folder and returns the loss curve."""
     if p.max_length > p.architecture.positions:
         raise InputError(
             f"params.yaml: base_model.max_length: {p.max_length} is more than architecture.positions, "
@@ -75,8 +137,6 @@ def run(p: Params, *, raw: Path, sources_lock: Path, out: Path, out_curve: Path)
         )
     import torch
     from transformers import GenerationConfig, PreTrainedTokenizerFast
-
-    from stages.training.curves import Curve
 
     documents = list(_documents(raw, p.sources))
     tokenizer = train_tokenizer((prompt + completion for prompt, completion in documents), p.vocab)
@@ -116,13 +176,13 @@ def run(p: Params, *, raw: Path, sources_lock: Path, out: Path, out_curve: Path)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=TEXT_END, pad_token=PAD, model_max_length=p.architecture.positions
     ).save_pretrained(out)
-    curve.write(out_curve)
     measures.note(
         tokens=tokens,
         weights=sum(weight.numel() for weight in model.parameters()),
         documents=packed,
         too_long=len(documents) - packed,
     )
+    return curve
 
 
 def train_tokenizer(texts: Sequence[str], vocab: int):
@@ -210,16 +270,14 @@ def rate_share(step: int, steps: int, decay_share: float) -> float:
 
 
 def _documents(raw: Path, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    sources = read_json(raw / "sources.json")
+    sources = Sources(raw)
     for name in names:
-        if name not in sources:
-            raise InputError(f"params.yaml: base_model.sources names {name}, which fetch.sources leaves out: mend one")
-        path = raw / name / "rows.jsonl"
-        if sources[name]["schema"] == "documents":
-            yield from ((row.get("prompt", ""), row["completion"]) for row in read_rows(path))
-        else:
-            problems = schemas.problems(path, sources[name]["schema"])
-            yield from ((render(few_shot(()), problem.question), f" {problem.solution}") for problem in problems)
+        for text in sources.texts(name):
+            match text:
+                case Document():
+                    yield text.prompt, text.completion
+                case MathProblem():
+                    yield render(few_shot(()), text.question), f" {text.solution}"
 
 
 def _model(p: Params, tokenizer):

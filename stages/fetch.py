@@ -1,7 +1,8 @@
 """fetch: brings every source to data/raw/, one folder each, and writes down what it got.
 
-A source is made by the generator, copied from a file the user keeps, or downloaded from the hub at a pinned commit.
-Whatever it is, its rows are checked against its schema here, so that no later stage meets a row without its fields.
+A source is made by the generator, copied from a file the user keeps, or downloaded from the hub at a pinned commit. Files
+stay as they were published. A source none of whose first rows has what its schema needs is refused here; single rows that
+lack something are left to the stages that read them, which count what they leave out.
 """
 
 import hashlib
@@ -12,11 +13,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.corpus import procedural, schemas
+from stages.corpus import hub, procedural, schemas, tables
+from stages.corpus.schemas import FIELDS, Unusable, read_row
+from stages.corpus.sources_lock import Snapshot, pinned_dataset
 from stages.harness import measures
 from stages.harness.errors import InputError
 from stages.harness.jsonl import write_json, write_rows
 from stages.harness.params import StageParams
+
+FIRST_ROWS = 100  # a source is refused where none of them is of its schema
 
 
 class Source(StageParams):
@@ -24,9 +29,10 @@ class Source(StageParams):
 
     kind: Literal["generator", "local", "hub", "none"]
     schema_: schemas.Schema = Field(alias="schema")
-    rows: int | None = Field(gt=0)  # generator: how many to make; local and hub: keep the first so many (null: all)
+    rows: int | None = Field(gt=0)  # generator: how many to make; local and hub: use the first so many (null: all)
     split: str | None  # generator: pretraining, train, validation or test; hub: the dataset's split
-    file: str | None  # local: the file's name below run.local_files
+    columns: dict[str, str] | None  # local and hub: a field of the schema -> the column that holds it, where it differs
+    file: str | None  # local: the name of a .jsonl, .parquet or .csv file below run.local_files
     sha256: str | None  # local: what its bytes must be
     repo: str | None  # hub: the dataset's name; its commit stands in params/sources.lock.yaml
     config: str | None  # hub: the dataset's configuration
@@ -43,38 +49,70 @@ class Params(StageParams):
     sources: dict[str, Source]
 
 
-def run(p: Params, *, sources_lock: Path, local_files: Path, out: Path) -> None:
-    """Writes out/<source>/rows.jsonl and out/sources.json (kind, schema, rows, revision, sha256 of each).
+def run(p: Params, *, sources_lock: Path, local_files: Path, checkpoints: Path, out: Path) -> None:
+    """Writes out/<source>/ with its files, and out/sources.json: of each its kind, schema, files, rows, where it is from.
 
     Of a generated source of problems, sources.json also counts the one-step facts (a family with its numbers) that the
     generated test shares with it; problems of more steps share none, by construction.
     """
     account, told = {}, {}
+    pinned = {name: _pinned(name, source, sources_lock) for name, source in p.sources.items() if source.kind == "hub"}
     for name, source in p.sources.items():
         if source.kind == "none":
             continue
-        rows = out / name / "rows.jsonl"
+        folder, origin = out / name, {"revision": None}
+        _check_columns(name, source)
         match source.kind:
             case "generator":
                 told[name] = [] if source.schema_ in ("documents", "sharegpt") else _problems(p, name, source)
-                write_rows(rows, _rows(p, name, source, told[name]))
+                files = ["rows.jsonl"]
+                write_rows(folder / files[0], _rows(p, name, source, told[name]))
             case "local":
-                _copy(name, source, local_files, rows)
+                files = [_copy(name, source, local_files, folder)]
             case "hub":
-                raise InputError(f"params.yaml: fetch.sources.{name}: hub sources are not there yet: use kind local")
-        account[name] = {
-            "kind": source.kind,
-            "schema": source.schema_,
-            "rows": schemas.check_rows(rows, source.schema_),
-            "revision": None,
-            "sha256": _sha256(rows),
-        }
+                files, origin = _download(pinned[name], checkpoints / name, folder)
+        account[name] = _described(name, source, folder, files) | origin
     for name in [name for name in told if told[name] and "test" in told and name != "test"]:
         account[name]["one_step_facts_shared_with_test"] = procedural.shared_facts(told[name], told["test"])
     if not account:
         raise InputError("params.yaml: fetch.sources names no source: give at least one a kind other than none")
     measures.note(rows=sum(entry["rows"] for entry in account.values()))
     write_json(out / "sources.json", account)
+
+
+def _described(name: str, source: Source, folder: Path, files: list[str]) -> dict[str, Any]:
+    """What sources.json says of a source; InputError where it holds no row of its schema."""
+    paths = [folder / file for file in files]
+    rows = len(tables.Rows(paths))
+    _check_first_rows(name, source, paths)
+    return {
+        "kind": source.kind,
+        "schema": source.schema_,
+        "columns": source.columns or {},
+        "rows": rows if source.kind == "generator" or source.rows is None else min(rows, source.rows),
+        "files": [{"name": file, "sha256": _sha256(path)} for file, path in zip(files, paths)],
+    }
+
+
+def _check_first_rows(name: str, source: Source, files: list[Path]) -> None:
+    """A source of another schema than params.yaml says has no usable row from its first on."""
+    first = list(tables.Rows(files, source.columns, FIRST_ROWS))
+    read = [row if isinstance(row, Unusable) else read_row(row, source.schema_, "") for row in first]
+    if not read:
+        raise InputError(
+            f"params.yaml: fetch.sources.{name}: {files[0].name} holds no rows: give a file with at least one"
+        )
+    if all(isinstance(row, Unusable) for row in read):
+        held = f"its columns are {', '.join(map(repr, first[0]))}" if isinstance(first[0], dict) else "it is damaged"
+        raise InputError(f"params.yaml: fetch.sources.{name}: {files[0].name}, row 1: {read[0].reason}, which schema "
+                         f"{source.schema_} needs, and {held}: mend the file, the schema or columns")  # fmt: skip
+
+
+def _check_columns(name: str, source: Source) -> None:
+    known = {**FIELDS[source.schema_], "prompt": str, "id": str}
+    if unknown := [field for field in source.columns or {} if field not in known]:
+        raise InputError(f"params.yaml: fetch.sources.{name}.columns: schema {source.schema_} has no field {unknown[0]!r}: "
+                         f"name one of {', '.join(FIELDS[source.schema_])}")  # fmt: skip
 
 
 def _problems(p: Params, name: str, source: Source) -> list[procedural.Problem]:
@@ -100,7 +138,9 @@ def _rows(p: Params, name: str, source: Source, problems: list[procedural.Proble
         case "dapo":
             rows = (procedural.as_dapo(problem, "") for problem in problems)
         case schema:
-            raise InputError(f"params.yaml: fetch.sources.{name}: the generator makes no {schema}: choose another schema")
+            raise InputError(
+                f"params.yaml: fetch.sources.{name}: the generator makes no {schema}: choose another schema"
+            )
     for number, row in enumerate(rows):
         yield {**row, "id": procedural.row_id(name, number)}
 
@@ -114,24 +154,42 @@ def _seed(p: Params, name: str) -> int:
     return p.seed + int.from_bytes(hashlib.sha256(name.encode()).digest()[:4])
 
 
-def _copy(name: str, source: Source, local_files: Path, rows: Path) -> None:
-    """Copies a user's file after checking that its bytes are the ones the parameters mean."""
+def _pinned(name: str, source: Source, lock: Path) -> Snapshot:
+    """The files that the lock pins for a hub source; InputError where it pins none."""
+    if source.repo is None or source.split is None:
+        raise InputError(f"params.yaml: fetch.sources.{name}: a hub source needs repo and split")
+    return pinned_dataset(lock, name, source.repo, source.config, source.split)
+
+
+def _download(source: Snapshot, half: Path, folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Brings a hub source's files by way of `half`, where a killed run's lie; returns their names and where they are from.
+
+    They keep the names that the repository gives them, and the order in which the datasets library reads them.
+    """
+    for file, path in zip(source.files, hub.download(source, half)):
+        hub.keep(path, folder / file)
+    return list(source.files), {"repo": source.repository.id, "revision": source.commit, **source.pinned.terms}
+
+
+def _copy(name: str, source: Source, local_files: Path, folder: Path) -> str:
+    """Copies a user's file after checking that its bytes are the ones the parameters mean; returns its new name."""
     if source.file is None or source.sha256 is None:
         raise InputError(f"params.yaml: fetch.sources.{name}: a local source needs file and sha256")
     path = local_files / source.file
     if not path.is_file():
         raise InputError(f"{path} is missing: put the file of source {name} there (run.local_files says where)")
+    if path.suffix not in tables.SUFFIXES:
+        raise InputError(
+            f"params.yaml: fetch.sources.{name}.file: {source.file} must end in {', '.join(tables.SUFFIXES)}"
+        )
     if (found := _sha256(path)) != source.sha256:
         raise InputError(
             f"{path} has sha256 {found}, params.yaml's fetch.sources.{name} wants {source.sha256}: "
             "get the right file, or write its sha256 there"
         )
-    rows.parent.mkdir(parents=True, exist_ok=True)
-    if source.rows is None:
-        shutil.copyfile(path, rows)
-    else:
-        with path.open("rb") as lines, rows.open("wb") as file:
-            file.writelines(line for line, _ in zip(lines, range(source.rows)))
+    folder.mkdir(parents=True)
+    shutil.copyfile(path, folder / f"rows{path.suffix}")
+    return f"rows{path.suffix}"
 
 
 def _sha256(path: Path) -> str:

@@ -1,89 +1,175 @@
-"""preference-pairs: for each problem a good answer and one that the base itself got wrong.
+"""preference-pairs: a good and a bad answer to each problem, in the Alpaca form that orpo trains on.
 
-The base is asked as it knows best (the few-shot prompt); an answer that ends in the right form with the wrong number is
-rejected against the source's own solution. So the pair differs in the arithmetic and not in the style. The pairs are in
-the Alpaca form, the one that orpo trains on.
+`origin: dataset` takes pairs that others made. `origin: base` makes them of the base model's own mistakes: it is asked as it
+knows best (the few-shot prompt), and an answer in the right form with the wrong number is rejected against the source's
+solution or a teacher's. So the pair differs in the arithmetic more than in the style; account.json says how far it differs in
+length, which orpo could learn in place of either.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.corpus import chat_format, mixing, schemas
+from stages.corpus import chat_format, mixing
+from stages.corpus.cleaning import Cleaning
+from stages.corpus.lengths import Lengths
+from stages.corpus.marks import TEXT_END
+from stages.corpus.pairing import Asking, Pair, length_bias, problems_to_ask
+from stages.corpus.schemas import MathProblem
+from stages.corpus.sources import Sources
+from stages.corpus.teacher import Teacher, replies_to
 from stages.harness import measures
 from stages.harness.errors import InputError
-from stages.harness.jsonl import read_json, write_json, write_rows
-from stages.harness.params import StageParams
+from stages.harness.jsonl import write_json, write_rows
 from stages.inference.asking import until_stop_text
 from stages.inference.engine import Sampling
-from stages.scoring.answers import equal, extract_strict, gold_text, parse_number
+from stages.scoring.answers import equal, extract_strict, gold_text, parse_number, plain_form
 
 
-class Params(StageParams):
-    """How the base is sampled, and what becomes of the answers."""
+class Params(Asking):
+    """Where pairs are from; of `origin: base`, how it is sampled and what becomes of its answers."""
 
-    seed: int
-    questions: int = Field(gt=0)
+    origin: Literal["base", "dataset"]
+    accepted: Literal[
+        "gold", "teacher"
+    ]  # base: the source's own solution, or a teacher's answer that ends in its number
+    keep: Literal["first", "most_plausible"]  # base: which wrong answer, in the order sampled or by its likelihood
     samples: int = Field(gt=0)
     temperature: float = Field(gt=0)
     batch_size: int = Field(gt=0)
     max_new_tokens: int = Field(gt=0)
-    max_tokens: int = Field(gt=0)
+    max_tokens: int = Field(gt=0)  # of prompt and longer answer
     validation_share: float = Field(ge=0, lt=1)
+    teacher: Teacher
 
 
-def run(p: Params, *, raw: Path, base: Path, mix: Path, out: Path) -> None:
+def run(p: Params, *, raw: Path, base: Path, mix: Path, teacher: Path, out: Path, workers: int) -> None:
     """Writes out/{train,validation}.jsonl ({"id", "prompt", "chosen", "rejected"}), a template, and account.json."""
-    from stages.inference.transformers_engine import TransformersEngine
+    sources, account = Sources(raw), mixing.Account()
+    if p.origin == "dataset":
+        pairs = made_by_others(p, sources, account, workers)
+    else:
+        pairs = of_own_mistakes(p, sources, account, workers, base, mix, teacher)
 
-    account = mixing.Account()
-    schema = read_json(raw / "sources.json")["reasoning"]["schema"]
-    problems = account.keep(
-        "problems",
-        schemas.problems(raw / "reasoning" / "rows.jsonl", schema),
-        answer_is_no_number=lambda problem: parse_number(problem.answer) is None,
-        no_working=lambda problem: not problem.working,
-    )
-    problems = mixing.shuffled(problems, p.seed, "preference pairs")[: p.questions]
+    template, lengths = chat_format.alpaca(), Lengths(base)
 
-    engine = TransformersEngine.from_folder(base, p.batch_size)
-    asked = (mix / "prompts" / "few_shot.jinja").read_text(encoding="utf-8")
-    prompts = [chat_format.render(asked, problem.question) for problem in problems for _ in range(p.samples)]
-    completions = engine.generate(prompts, Sampling(p.max_new_tokens, p.temperature, p.seed))
-    measures.note(tokens=sum(completion.tokens for completion in completions))
+    def too_long(pair: Pair) -> bool:
+        start = chat_format.render(template, pair.question)
+        return any(lengths.over(f"{start}{answer}{TEXT_END}", p.max_tokens) for answer in (pair.chosen, pair.rejected))
 
-    answers = [until_stop_text(completion, "few_shot").text.strip() for completion in completions]
-    sampled = [(problem, answers[place * p.samples + n]) for place, problem in enumerate(problems) for n in range(p.samples)]
-    wrong = account.keep(
-        "sampled answers",
-        sampled,
-        no_number_declared=lambda pair: parse_number(extract_strict(pair[1]) or "") is None,
-        right=lambda pair: equal(extract_strict(pair[1]), parse_number(pair[0].answer)),
-    )
-    rows = list({problem.id: _pair(problem, rejected) for problem, rejected in reversed(wrong)}.values())[::-1]
-
-    template = chat_format.alpaca()
-
-    def too_long(row: dict[str, str]) -> bool:
-        longest = max(row["chosen"], row["rejected"], key=len)
-        return len(engine.tokenizer(row["prompt"] + longest)["input_ids"]) + 1 > p.max_tokens
-
-    rows = account.keep("pairs", rows, too_long=too_long)
-    train, validation = mixing.held_out(rows, p.validation_share)
+    pairs = account.keep("pairs", pairs, alike=lambda pair: pair.chosen == pair.rejected, too_long=too_long)
+    train, validation = mixing.held_out(pairs, p.validation_share)
     if not train or not validation:
-        raise InputError("data/pairs would be empty: the base answered nothing wrong in the right form; raise "
-                         "preference_pairs.questions, samples or temperature")  # fmt: skip
+        raise InputError("data/pairs would be empty: raise preference_pairs.questions, samples, temperature or max_tokens, "
+                         "or name a larger data set")  # fmt: skip
     account.used("pairs", train=len(train), validation=len(validation))
-    write_rows(out / "train.jsonl", train)
-    write_rows(out / "validation.jsonl", validation)
+    counted = {side: [lengths.count(getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected")}
+    account.used("pairs", lengths=length_bias(**counted))
+    for part, rows in (("train", train), ("validation", validation)):
+        write_rows(out / f"{part}.jsonl", (_row(pair, template) for pair in rows))
     (out / "chat_template.jinja").write_text(template, encoding="utf-8")
     write_json(out / "account.json", account.as_json())
 
 
-def _pair(problem: schemas.MathProblem, rejected: str) -> dict[str, str]:
+def made_by_others(p: Params, sources: Sources, account: mixing.Account, workers: int) -> list[Pair]:
+    """The pairs of the source `preferences`, cleaned, in an order that the seed decides."""
+    cleaning = Cleaning(p.clean, sources.test_questions(), account, workers)
+    rows = cleaning.keep("preferences", sources.preferences("preferences"))
+    pairs = [Pair(row.id, row.question, row.accepted, row.rejected) for row in rows]
+    return mixing.shuffled(pairs, p.seed, "preference pairs")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer that the base gave to a problem."""
+
+    problem: MathProblem
+    prompt: str
+    text: str
+
+    @property
+    def id(self) -> str:
+        return self.problem.id
+
+    @property
+    def asked(self) -> str:
+        return self.text
+
+
+def of_own_mistakes(
+    p: Params, sources: Sources, account: mixing.Account, workers: int, base: Path, mix: Path, teacher: Path
+) -> list[Pair]:
+    """For each problem that the base gets wrong, an accepted answer and a wrong one of its own."""
+    from stages.inference.transformers_engine import TransformersEngine
+
+    problems = problems_to_ask(p, sources, account, workers)
+    accepted = (
+        _taught(p, problems, account, teacher)
+        if p.accepted == "teacher"
+        else {each.id: _gold(each) for each in problems}
+    )
+    problems = [problem for problem in problems if problem.id in accepted]
+
+    engine = TransformersEngine.from_folder(base, p.batch_size)
+    template = (mix / "prompts" / "few_shot.jinja").read_text(encoding="utf-8")
+    asked = [
+        (problem, chat_format.render(template, problem.question)) for problem in problems for _ in range(p.samples)
+    ]
+    completions = engine.generate([prompt for _, prompt in asked], Sampling(p.max_new_tokens, p.temperature, p.seed))
+    measures.note(tokens=sum(completion.tokens for completion in completions))
+    wrong = account.keep(
+        "sampled answers",
+        [
+            Sample(problem, prompt, until_stop_text(completion, "few_shot").text.strip())
+            for (problem, prompt), completion in zip(asked, completions, strict=True)
+        ],
+        no_number_declared=lambda sample: parse_number(extract_strict(sample.text) or "") is None,
+        right=lambda sample: _is_right(sample.text, sample.problem),
+    )
+    choose = most_plausible(engine) if p.keep == "most_plausible" else lambda samples: samples[0]
+    rejected = [choose(list(samples)) for _, samples in groupby(wrong, key=lambda sample: sample.id)]
+    return [Pair(sample.id, sample.problem.question, accepted[sample.id], sample.text) for sample in rejected]
+
+
+def most_plausible(engine) -> Callable[[list[Sample]], Sample]:
+    """Chooses the answer whose tokens the engine's model gives the highest mean log-probability."""
+
+    def choose(samples: list[Sample]) -> Sample:
+        likelihoods = engine.mean_log_probabilities([(sample.prompt, f" {sample.text}") for sample in samples])
+        return samples[likelihoods.index(max(likelihoods))]
+
+    return choose
+
+
+def _taught(p: Params, problems: list[MathProblem], account: mixing.Account, folder: Path) -> dict[str, str]:
+    """The teacher's answers that end in the right number, by problem."""
+    replies = replies_to(problems, p.teacher, folder)
+    kept = account.keep(
+        "teacher's answers",
+        [Sample(problem, "", replies[problem.id]["text"].strip()) for problem in problems],
+        cut_off=lambda sample: replies[sample.id]["finish_reason"] == "length",
+        no_number_declared=lambda sample: parse_number(extract_strict(sample.text) or "") is None,
+        wrong=lambda sample: not _is_right(sample.text, sample.problem),
+    )
+    return {sample.id: sample.text for sample in kept}
+
+
+def _is_right(text: str, problem: MathProblem) -> bool:
+    return equal(extract_strict(text), parse_number(problem.answer))
+
+
+def _gold(problem: MathProblem) -> str:
+    return chat_format.gsm8k_answer(problem.working, plain_form(gold_text(problem.answer)))
+
+
+def _row(pair: Pair, template: str) -> dict[str, Any]:
     return {
-        "id": problem.id,
-        "prompt": chat_format.render(chat_format.alpaca(), problem.question),
-        "chosen": chat_format.gsm8k_answer(problem.working, gold_text(problem.answer)),
-        "rejected": rejected,
+        "id": pair.id,
+        "prompt": chat_format.render(template, pair.question),
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
     }

@@ -1,23 +1,30 @@
 """prepare-mix: turns raw sources into the training sets of qlora, sft and grpo, and the test set of everything.
 
 qlora reads every reasoning row and chat rows to a share of the total, as plain ChatML. sft and grpo read problems with a
-system message that asks for the tagged answer form. What is dropped is counted, with the reason, in account.json.
+system message that asks for the tagged answer form. Whatever is found wrong with a row is counted in account.json, with
+examples, and dropped where the parameters say so.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.corpus import chat_format, mixing, schemas
-from stages.corpus.decontamination import asked_in, fingerprint
-from stages.corpus.schemas import MathProblem
+from stages.corpus import chat_format, mixing
+from stages.corpus.cleaning import Checks, Cleaning
+from stages.corpus.fitting import Fit, Fitting, Messages
+from stages.corpus.lengths import Lengths
+from stages.corpus.schemas import Conversation, MathProblem
+from stages.corpus.sources import Sources
 from stages.harness import measures
 from stages.harness.errors import InputError
-from stages.harness.jsonl import read_json, read_rows, write_json, write_rows
+from stages.harness.jsonl import write_json, write_rows
 from stages.harness.params import StageParams
-from stages.scoring.answers import gold_answer, gold_text, parse_number
+from stages.harness.workers import in_order
+from stages.scoring.answers import gold_answer, gold_text, parse_number, plain_form
 
 Row = dict[str, Any]
 
@@ -28,148 +35,164 @@ class Params(StageParams):
     seed: int
     chat_share: float = Field(ge=0, lt=1)  # of qlora's rows
     validation_share: float = Field(ge=0, lt=1)  # held out where there is no source named `validation`
-    max_tokens: int = Field(gt=0)  # longer rows are dropped and counted
+    clean: Checks
+    max_tokens: int = Field(gt=0)  # of a row as it is trained on
+    too_long: Literal["drop", "cut", "keep"]  # what becomes of a longer row of qlora; cut rows still stop
     system_prompt: str  # asks for the tagged answer form; part of sft's and grpo's template
-    sft_rows: int | None = Field(gt=0)  # null: all
+    sft_rows: int | None = Field(gt=0)  # to train on; null: all
     grpo_reasoning_rows: int | None = Field(ge=0)  # the rest of grpo's prompts come from the source `rl`
     few_shot_examples: int = Field(ge=0)  # shown before the question; 0 asks in the same words without any
 
 
-def run(p: Params, *, raw: Path, tokenizer: Path, out: Path) -> None:
+def run(p: Params, *, raw: Path, tokenizer: Path, out: Path, workers: int) -> None:
     """Writes out/{qlora,sft,grpo}/{train,validation}.jsonl with a template each, test.jsonl, prompts/, account.json."""
     sources, account = Sources(raw), mixing.Account()
-    test = list(_test_rows(sources))
-    asked_in_test = {fingerprint(row["question"]) for row in test}
+    test = [_test_row(number, row) for number, (row, _) in enumerate(sources.test())]
+    cleaning = Cleaning(p.clean, {row["id"]: row["question"] for row in test}, account, workers)
 
-    def clean(name: str) -> list[MathProblem]:
-        """A source's problems without those that the test asks."""
-        seen = {"asked_in_the_test": lambda problem: asked_in(problem.question, asked_in_test)}
-        return account.keep(name, sources.problems(name), **seen)
+    reasoning = cleaning.keep("reasoning", sources.problems("reasoning"))
+    chats = sources.conversations("chat").shuffled(p.seed, "chats") if "chat" in sources else []
+    chats = cleaning.keep("chat", chats, most=mixing.added_rows(len(reasoning), p.chat_share))
+    rl = cleaning.keep("rl", sources.problems("rl")) if "rl" in sources else []
 
-    def with_number(name: str, problems: list[MathProblem]) -> list[MathProblem]:
-        """Problems whose answer a reward can check."""
-        no_number = {"answer_is_no_number": lambda problem: parse_number(problem.answer) is None}
-        return account.keep(f"{name}, with a number as answer", problems, **no_number)
-
-    reasoning = clean("reasoning")
-    numeric = with_number("reasoning", reasoning)
-    chats = mixing.shuffled(sources.conversations("chat"), p.seed, "chats")
+    numeric = _with_number(account, "reasoning", reasoning)
+    prompts = [*mixing.shuffled(numeric, p.seed, "grpo")[: p.grpo_reasoning_rows], *_with_number(account, "rl", rl)]
+    forms = Forms(p, tokenizer, account, workers)
+    held_too = 1 if "validation" in sources else 1 - p.validation_share
     train = {
-        "qlora": sum(mixing.with_share([_supervised(problem) for problem in reasoning], chats, p.chat_share), []),
-        "sft": [_tagged(problem) for problem in mixing.shuffled(numeric, p.seed, "sft")[: p.sft_rows]],
-        "grpo": [_asked(problem) for problem in mixing.shuffled(numeric, p.seed, "grpo")[: p.grpo_reasoning_rows]],
+        "qlora": forms.qlora("qlora", [*reasoning, *chats]),
+        "sft": forms.sft(
+            "sft", mixing.shuffled(numeric, p.seed, "sft"), p.sft_rows and math.ceil(p.sft_rows / held_too)
+        ),
+        "grpo": forms.grpo("grpo", prompts),
     }
-    train["grpo"] += [_asked(problem) for problem in with_number("rl", clean("rl"))] if "rl" in sources else []
     validation: dict[str, list[Row]] = {}
     if "validation" in sources:
-        held = clean("validation")
-        numeric = with_number("validation", held)
+        held = cleaning.keep("validation", sources.problems("validation"))
+        numeric = _with_number(account, "validation", held)
         validation = {
-            "qlora": [_supervised(problem) for problem in held],
-            "sft": [_tagged(problem) for problem in numeric],
-            "grpo": [_asked(problem) for problem in numeric],
+            "qlora": forms.qlora("qlora, validation", held),
+            "sft": forms.sft("sft, validation", numeric),
+            "grpo": forms.grpo("grpo, validation", numeric),
         }
 
-    tagged = chat_format.chatml(p.system_prompt)
-    templates = {"qlora": chat_format.chatml(), "sft": tagged, "grpo": tagged}
-    lengths = Lengths(tokenizer)
     for name, rows in train.items():
-        too_long = {"too_long": lengths.over(p.max_tokens, templates[name])}
-        rows = account.keep(name, mixing.shuffled(rows, p.seed, name), **too_long)
-        if name in validation:
-            held = account.keep(f"{name}, validation", validation[name], **too_long)
-        else:
-            rows, held = mixing.held_out(rows, p.validation_share)
+        rows = mixing.shuffled(rows, p.seed, name)
+        rows, held = (rows, validation[name]) if validation else mixing.held_out(rows, p.validation_share)
         account.used(name, train=len(rows), validation=len(held))
-        _write_set(out / name, templates[name], {"train": rows, "validation": held})
-
+        _write_set(out / name, forms.templates[name], {"train": rows, "validation": held})
     write_rows(out / "test.jsonl", test)
     _write_prompts(out / "prompts", reasoning[: p.few_shot_examples])
     account.used("test", rows=len(test))
     write_json(out / "account.json", account.as_json())
-    measures.note(rows=sum(counts.get("train", 0) for counts in account.counts.values()))
+    measures.note(rows=sum(entry.get("train", 0) for entry in account.entries.values()))
 
 
-class Sources:
-    """What fetch brought: data/raw/<source>/rows.jsonl in the schema that sources.json names."""
+@dataclass(frozen=True)
+class Example:
+    """A row in the form that it is trained on, and how that fits."""
 
-    def __init__(self, raw: Path) -> None:
-        self.raw, self.about = raw, read_json(raw / "sources.json")
+    source: MathProblem | Conversation
+    fit: Fit
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.about
+    @property
+    def id(self) -> str:
+        return self.source.id
 
-    def path(self, name: str) -> Path:
-        """A source's rows; InputError where the profile has none by that name."""
-        if name not in self:
-            raise InputError(f"params.yaml: fetch.sources.{name} is none, and prepare-mix needs it: give it another kind")
-        return self.raw / name / "rows.jsonl"
-
-    def problems(self, name: str) -> Iterable[MathProblem]:
-        """A source's mathematics problems."""
-        return schemas.problems(self.path(name), self.about[name]["schema"])
-
-    def conversations(self, name: str) -> list[Row]:
-        """A source's chats; none where the profile has no such source."""
-        return list(schemas.conversations(self.path(name))) if name in self else []
+    @property
+    def asked(self) -> str:
+        return self.source.asked
 
 
-class Lengths:
-    """Counts a row's tokens as its training stage will see them."""
+class Forms:
+    """The form in which each method reads its rows; what does not fit into `max_tokens` in that form is left out."""
 
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
+    def __init__(self, p: Params, tokenizer: Path, account: mixing.Account, workers: int) -> None:
+        tagged = chat_format.chatml(p.system_prompt)
+        self.templates = {"qlora": chat_format.chatml(), "sft": tagged, "grpo": tagged}
+        lengths = Lengths(tokenizer)
+        self.fitting = {name: Fitting(lengths, template, p.max_tokens) for name, template in self.templates.items()}
+        self.too_long, self.account, self.workers = p.too_long, account, workers
 
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+    def qlora(self, what: str, sources: Sequence[MathProblem | Conversation]) -> list[Row]:
+        """Chats as they are, and problems with the source's own solution as the reply."""
+        fitting = self.fitting["qlora"]
+        fit = {"drop": fitting.whole, "cut": fitting.sure, "keep": fitting.fit}[self.too_long]
+        fits = in_order(lambda source: fit(_messages(source)), sources, self.workers)
+        examples = self.account.keep(
+            what,
+            (Example(source, fit) for source, fit in fits),
+            only_counted={
+                "drop": (),
+                "cut": ("too_long",),
+                "keep": ("too_long", "no_room_for_a_reply", "cut_before_its_answer"),
+            }[self.too_long],
+            too_long=lambda example: example.fit.too_long,
+            no_room_for_a_reply=lambda example: example.fit.too_long and example.fit.cut is None,
+            cut_before_its_answer=lambda example: isinstance(example.source, MathProblem) and example.fit.loses_answer,
+        )
+        cuts = self.too_long == "cut"
+        return [
+            _row(example.source, messages=cuts and example.fit.cut or _messages(example.source)) for example in examples
+        ]
 
-    def over(self, most: int, template: str) -> Callable[[Row], bool]:
-        """A test of whether a row takes more than `most` tokens under a template."""
+    def sft(self, what: str, problems: Sequence[MathProblem], most: int | None = None) -> list[Row]:
+        """Problems with their solution in the tagged form: the first `most` that fit whole, for the answer stands last."""
+        kept = self._that_fit(what, "sft", problems, lambda problem: _messages(problem, _tagged(problem)), most)
+        return [_row(problem, messages=_messages(problem, _tagged(problem))) for problem in kept]
 
-        def is_over(row: Row) -> bool:
-            text = self.tokenizer.apply_chat_template(
-                row.get("messages") or row["prompt"],
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt="prompt" in row,
-            )
-            return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) > most
+    def grpo(self, what: str, problems: Sequence[MathProblem]) -> list[Row]:
+        """The question alone, and the answer that rewards are held to; trainers do not cut prompts, so each must fit."""
+        kept = self._that_fit(what, "grpo", problems, lambda problem: _messages(problem)[:1])
+        return [_row(problem, prompt=_messages(problem)[:1], answer=_gold(problem)) for problem in kept]
 
-        return is_over
-
-
-def _test_rows(sources: Sources) -> Iterable[Row]:
-    """GSM8K rows as they are, each with an id and its number of steps; a gold answer must be a number."""
-    path = sources.path("test")
-    if (schema := sources.about["test"]["schema"]) != "gsm8k":
-        raise InputError(f"{path}: the test source must have schema gsm8k, found {schema}")
-    for number, row in enumerate(read_rows(path)):
-        try:
-            gold_answer(row["answer"])
-        except InputError as error:
-            raise InputError(f"{path}, row {number + 1}: {error}") from None
-        steps = row.get("steps", row["answer"].count("<<"))
-        yield {"id": f"test-{number:06d}", **row, "steps": steps}
+    def _that_fit(
+        self,
+        what: str,
+        name: str,
+        problems: Sequence[MathProblem],
+        messages: Callable[[MathProblem], Messages],
+        most: int | None = None,
+    ) -> list[MathProblem]:
+        """The first `most` problems whose messages fit whole."""
+        fits = in_order(lambda problem: self.fitting[name].whole(messages(problem)), problems, self.workers)
+        examples = (Example(problem, fit) for problem, fit in fits)
+        too_long = {"too_long": lambda example: example.fit.too_long}
+        return [example.source for example in self.account.keep(what, examples, most=most, **too_long)]
 
 
-def _supervised(problem: MathProblem) -> Row:
-    """The source's own solution as the reply."""
-    return _answered(problem, problem.solution)
+def _row(source: MathProblem | Conversation, **fields: Any) -> Row:
+    return {"id": source.id, **fields, **(source.about if isinstance(source, MathProblem) else {})}
 
 
-def _tagged(problem: MathProblem) -> Row:
-    """The solution in the tagged answer form as the reply."""
-    return _answered(problem, chat_format.tagged_answer(problem.working, gold_text(problem.answer)))
+def _messages(source: MathProblem | Conversation, reply: str | None = None) -> Messages:
+    if isinstance(source, Conversation):
+        return source.messages
+    return [{"role": "user", "content": source.question}, {"role": "assistant", "content": reply or source.solution}]
 
 
-def _answered(problem: MathProblem, reply: str) -> Row:
-    asked = [{"role": "user", "content": problem.question}]
-    return {"id": problem.id, "messages": [*asked, {"role": "assistant", "content": reply}], **problem.about}
+def _tagged(problem: MathProblem) -> str:
+    return chat_format.tagged_answer(problem.working, _gold(problem))
 
 
-def _asked(problem: MathProblem) -> Row:
-    """The question alone, and the answer that rewards are held to."""
-    prompt = [{"role": "user", "content": problem.question}]
-    return {"id": problem.id, "prompt": prompt, "answer": gold_text(problem.answer), **problem.about}
+def _gold(problem: MathProblem) -> str:
+    """The answer as a number is mostly written: 1000, where a source has 1,000 or $1,000."""
+    return plain_form(gold_text(problem.answer))
+
+
+def _with_number(account: mixing.Account, source: str, problems: Iterable[MathProblem]) -> list[MathProblem]:
+    """Problems whose answer a reward can check."""
+    no_number = {"answer_is_no_number": lambda problem: parse_number(problem.answer) is None}
+    return account.keep(f"{source}, with a number as answer", problems, **no_number)
+
+
+def _test_row(number: int, row: Row) -> Row:
+    """A GSM8K row as it is, with an id and its number of steps; a gold answer must be a number."""
+    try:
+        gold_answer(row["answer"])
+    except InputError as error:
+        raise InputError(f"the test source, row {number + 1}: {error}") from None
+    return {"id": f"test-{number:06d}", **row, "steps": row.get("steps", row["answer"].count("<<"))}
 
 
 def _write_set(folder: Path, template: str, parts: dict[str, list[Row]]) -> None:
@@ -183,7 +206,7 @@ def _write_set(folder: Path, template: str, parts: dict[str, list[Row]]) -> None
 
 def _write_prompts(folder: Path, examples: Sequence[MathProblem]) -> None:
     """The ways in which a base model is asked (eval.base_prompts chooses); examples are training problems."""
-    shown = [(e.question, chat_format.gsm8k_answer(e.working, gold_text(e.answer))) for e in examples]
+    shown = [(e.question, chat_format.gsm8k_answer(e.working, _gold(e))) for e in examples]
     prompts = {
         "chatml": chat_format.chatml(),
         "alpaca": chat_format.alpaca(),

@@ -40,9 +40,17 @@ def write_run(folder: Path, problems: int = 60, words: int = 30, gguf_problems: 
     test = [_problem(chance, vocabulary, number) for number in range(problems)]
     test[0]["question"] += NASTY
     write_rows(folder / "data/mix/test.jsonl", test)
-    mix, pairs = {"read": 90, "dropped: too long": 7}, {"read": 20, "dropped: right": 1}
-    write_json(folder / "data/mix/account.json", {"qlora": {**mix, "train": 73, "validation": 10}})
-    write_json(folder / "data/pairs/account.json", {"pairs": {**pairs, "train": 18, "validation": 1}})
+    write_json(folder / "data/raw/sources.json", {
+        "reasoning": {"kind": "hub", "rows": 90, "repo": "team/maths", "revision": 40 * "a", "license": "cc-by-4.0", "gated": "auto"},
+        "test": {"kind": "generator", "rows": problems, "revision": None},
+    })  # fmt: skip
+    long = {"rows": 7, "dropped": 7, "examples": [{"id": "reasoning-000003", "text": "How long is a river?"}], "like": {}}
+    again = {"rows": 2, "dropped": 0, "examples": [{"id": "x-1", "text": "What is 2+2?"}], "like": {"x-1": "test-000001"}}
+    mix = {"read": 90, "kept": 83, "findings": {"too long": long, "shares words with the test": again}, "train": 73, "validation": 10}
+    write_json(folder / "data/mix/account.json", {"qlora": mix, "test": {"rows": problems}})
+    lengths = {"chosen": {"mean": 28.1, "median": 26.0}, "rejected": {"mean": 29.2, "median": 27.0}, "chosen_longer": 0.04, "auc": 0.41}
+    pairs = {"read": 19, "kept": 19, "findings": {}, "train": 18, "validation": 1, "lengths": lengths}
+    write_json(folder / "data/pairs/account.json", {"pairs": pairs})
 
     results = folder / "results"
     for place, model in enumerate(MODELS):

@@ -45,8 +45,13 @@ STOP_TEXTS = {"few_shot": "\nQuestion:"}
 
 def render(template: str, question: str) -> str:
     """The whole prompt for one question, up to where the model's answer begins."""
-    messages = [{"role": "user", "content": question}]
-    return _compiled(without_marks(template)).render(messages=messages, add_generation_prompt=True)
+    return render_messages(template, [{"role": "user", "content": question}])
+
+
+def render_messages(template: str, messages: Sequence[dict[str, str]]) -> str:
+    """The text of a chat ({"role", "content"} each); where no reply ends it, up to where one begins."""
+    is_prompt = messages[-1]["role"] != "assistant"
+    return _compiled(without_marks(template)).render(messages=messages, add_generation_prompt=is_prompt)
 
 
 def without_marks(template: str) -> str:

@@ -1,7 +1,8 @@
 """Typed parameters: what params.yaml may say, and how a stage gets its part of it.
 
 A stage declares a subclass of StageParams; the section of params.yaml that carries the stage's name fills it, and the
-top-level `seed` joins it where the subclass asks for one and the section has none of its own (null). Unknown keys and wrong types are refused by name.
+top-level `seed` joins it where the subclass asks for one and the section has none of its own (null). Unknown keys and
+wrong types are refused by name.
 """
 
 from pathlib import Path
@@ -39,6 +40,7 @@ class Run(StageParams):
 
     engine: Literal["native", "docker", "podman"]
     gpus: int = Field(ge=0)
+    workers: int | None = Field(gt=0)  # processes of a stage that can use several; null: one a core
     memory: str | None  # a container's limit, such as 12g
     scratch: str | None  # where stages write before their outs are moved; default: .dvc/tmp/mathmind
     local_files: str  # where sources of kind `local` are found, from the main repository

@@ -2,7 +2,7 @@
 
 The launcher (docker/run) calls it with the working folder as the current one, inputs as dvc.yaml names them, outs below
 the scratch folder, and `--scratch`. A stage's `run` may also ask for `checkpoints` (a folder that outlives a killed
-run) and `local_files` (where the user keeps files that no hub serves).
+run), `local_files` (where the user keeps files that no hub serves) and `workers` (how many processes it may start).
 """
 
 import errno
@@ -61,7 +61,7 @@ def _run(stage: str, paths: dict[str, Path]) -> None:
     params = section(PARAMS, read_params(PARAMS), section_of(stage), module.Params)
 
     scratch = paths.pop("scratch")
-    offered = {**paths, "checkpoints": scratch / "checkpoints"}
+    offered = {**paths, "checkpoints": scratch / "checkpoints", "workers": _workers()}
     asked = [name for name, kind in inspect.signature(module.run).parameters.items() if kind.kind == kind.KEYWORD_ONLY]
     if missing := [name for name in asked if name not in offered]:
         raise InputError(f"dvc.yaml gives no --{missing[0]}: the stage's run() asks for it")
@@ -85,6 +85,11 @@ def _run(stage: str, paths: dict[str, Path]) -> None:
         "python": platform.python_version(),
         **measures.noted(),
     })  # fmt: skip
+
+
+def _workers() -> int:
+    """As many processes as run.workers says, or as there are cores to run on."""
+    return int(os.environ.get("MATHMIND_WORKERS", "0")) or len(os.sched_getaffinity(0))
 
 
 def _trace_opens(log: Path) -> None:

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from stages.corpus.sources_lock import Pinned, read_lock
 from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params, section
 from stages.host.engines import find_image, hub_stages
+from stages.host.hub_sources import LOCK, HubSource, hub_sources, in_words
 from stages.host.provenance import differing_versions, recipe
 
 GIB = 2**30
@@ -61,6 +63,7 @@ def examine(tree: Path) -> list[Finding]:
         *(_image(tree, name, settings) for name in images),
         *(_profile(name, need, values["profile"], gpus, tree, settings) for name, need in NEEDS.items()),
         _hub(values),
+        *_sources(tree, values),
     ]
 
 
@@ -141,3 +144,23 @@ def _hub(values: dict[str, Any]) -> Finding:
             reason = getattr(error, "reason", error)
             return Finding("hub", state, f"{endpoint} is out of reach: {reason}; {token}", "mend the network or set HF_ENDPOINT")
     return Finding("hub", "ok", f"{endpoint} answers; {token}")
+
+
+def _sources(tree: Path, values: dict[str, Any]) -> list[Finding]:
+    """What the lock holds of each hub source of the profile."""
+    sources = hub_sources(Path("params.yaml"), values)
+    try:
+        lock = read_lock(tree / LOCK)
+    except InputError as error:
+        return [Finding("sources", "missing" if sources else "note", str(error), "mathmind pin --all")]
+    return [_source(source, source.pinned(lock)) for source in sources]
+
+
+def _source(source: HubSource, pinned: Pinned | None) -> Finding:
+    subject = f"source {source.name}"
+    if pinned is None:
+        return Finding(subject, "missing", f"{source} is not pinned", f"mathmind pin {source.name}")
+    found = f"{source} at {pinned.commit[:12]}, {in_words(pinned)}"
+    if pinned.gated and not os.environ.get("HF_TOKEN"):
+        return Finding(subject, "missing", found, f"accept its terms at {source.repository.page} and set HF_TOKEN")
+    return Finding(subject, "ok", found)

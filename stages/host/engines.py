@@ -24,6 +24,7 @@ from stages.harness.errors import InputError
 from stages.harness.params import Run
 from stages.host import provenance
 from stages.host.graph import GraphStage
+from stages.host.hub_sources import hub_sources
 
 NATIVE_PASSES_ON = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TERM", "COLUMNS", "MATHMIND_TRACE")
 HUB_PASSES_ON = ("HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")  # by name: never on a command line
@@ -57,8 +58,12 @@ class Job:
         """What every engine gives a stage, and all that a container gets but for the hub's variables."""
         folder = str(self.scratch / "tmp")
         given = {"HOME": folder, "TMPDIR": folder, "USER": "mathmind", "PYTHONUNBUFFERED": "1"}
+        if self.settings.workers:
+            given["MATHMIND_WORKERS"] = str(self.settings.workers)
         if self.settings.gpus == 0:
             given["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled on a CPU; loading the compiler takes a second
+        if self.asks_hub:
+            given["HF_HUB_OFFLINE"] = "0"
         return provenance.determinism(self.tree) | given
 
     def hub_environment(self) -> dict[str, str]:
@@ -219,11 +224,7 @@ class Container:
 
 def hub_stages(values: dict[str, Any]) -> set[str]:
     """The stages that need the network: only fetch and base-model ever do, and only where a parameter says `hub`."""
-    kinds = {
-        "fetch": [source["kind"] for source in values["fetch"]["sources"].values()],
-        "base-model": [values["base_model"]["kind"]],
-    }
-    return {stage for stage, found in kinds.items() if "hub" in found}
+    return {source.stage for source in hub_sources(Path("params.yaml"), values)}
 
 
 def client(engine: str) -> str:

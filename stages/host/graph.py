@@ -83,17 +83,27 @@ def working_key(folder: Path, stage: GraphStage, params: dict[str, Any]) -> str:
     """The key of the run that this working folder would start now.
 
     A dep that another stage writes has the hash that dvc.lock gives it (DVC has just written or checked it); any other
-    dep is a small file of the repository and is hashed here.
+    dep is small and lies in the repository, and is hashed here.
     """
     written = {out["path"]: out["md5"] for entry in lock_stages(folder).values() for out in entry.get("outs", ())}
-    deps = {dep: written.get(dep) or _md5(folder / dep) for dep in stage.deps}
+    deps = {dep: written.get(dep) or hash_of(folder / dep) for dep in stage.deps}
     return run_key(stage.command, {name: params.get(name) for name in stage.params}, deps)
 
 
-def _md5(path: Path) -> str:
+def hash_of(path: Path) -> str:
+    """The MD5 of a file or folder as DVC writes it."""
+    if path.is_dir():
+        return _hash_of_folder(path)
     if not path.is_file():
         raise InputError(f"{path} is missing: run the stage that writes it, for example with `dvc repro`")
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def _hash_of_folder(folder: Path) -> str:
+    """Of the list of its files' hashes and names."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    listed = [{"md5": hash_of(files[name]), "relpath": name} for name in sorted(files)]
+    return f"{hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"
 
 
 def _path(out: str | dict[str, Any]) -> str:

@@ -79,9 +79,9 @@ def _rendered(template: str, results: Results, *, escape: bool, **more: Any) -> 
 
     environment = Environment(loader=FileSystemLoader(PAGE), undefined=StrictUndefined, autoescape=escape)
     environment.globals.update(
-        {name: getattr(tables, name) for name in ("counts", "dropped_rows")},
+        {name: getattr(tables, name) for name in ("counts", "row_counts", "findings")},
         bar=bar, two_sided=two_sided, model_of=model_of,
-        percent=_percent, hundred=_hundred, points=_points, p_value=_p_value, seconds=_seconds,
+        number=_number, percent=_percent, hundred=_hundred, points=_points, p_value=_p_value, seconds=_seconds,
     )  # fmt: skip
     gains = {name: row for name, row in results.gains.items() if not is_gguf(name)}
     forms = tables.gguf_forms(results)
@@ -100,6 +100,7 @@ def _rendered(template: str, results: Results, *, escape: bool, **more: Any) -> 
         stages=stages,
         most_seconds=max((row["seconds"] for row in stages), default=0),
         most_memory=max((row["peak_memory_mib"] for row in stages), default=0),
+        sources=tables.data_sources(results),
         provenance=tables.provenance(results), facts=FACTS,
         absent_accounts=[(stage, path) for stage, path in ACCOUNTS.items() if stage not in results.accounts],
         prompts=PROMPTS, shows=SHOWS.items(), smoothed_from=SMOOTHED_FROM,
@@ -115,6 +116,10 @@ def _base_model(results: Results) -> str:
     record = results.training("base") or {}
     weights = f" of {record['weights']:,} weights" if "weights" in record else ""
     return f"the base model{weights} was pretrained by this run"
+
+
+def _number(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
 
 
 def _percent(share: float) -> str:

@@ -19,6 +19,7 @@ Row = dict[str, Any]
 METRICS, COMPARISON = Path("metrics.json"), Path("results/comparison.json")
 PLOTS, PREDICTIONS = Path("results/plots"), Path("results/predictions")
 TEST = Path("data/mix/test.jsonl")
+SOURCES, BASE_SOURCE = Path("data/raw/sources.json"), Path("models/base/source.json")
 ACCOUNTS = {"prepare-mix": Path("data/mix/account.json"), "preference-pairs": Path("data/pairs/account.json")}
 
 
@@ -35,6 +36,8 @@ class Results:
     curves: dict[str, list[Row]]  # by stage, one row a logged step; a figure that a step lacks is not in it
     keys: dict[str, str]  # by stage, the key of the run that dvc.lock holds
     timing: dict[str, Row]  # by stage, the records of those very runs
+    sources: dict[str, Row]  # data/raw/sources.json, or nothing where data/ is not there
+    base_source: Row | None  # where a published base model is from
     accounts: dict[str, Row]  # by stage, rows read, dropped and used; data/ may not be there
     test: list[Row] | None  # GSM8K rows with id and steps, or None where data/mix is not there
     predictions: dict[str, list[Row]]  # by model; DVC may not have brought them all
@@ -100,6 +103,8 @@ def read_results(folder: Path) -> Results:
         curves={path.stem: rows for path in sorted((folder / PLOTS).glob("*.csv")) if (rows := _read_curve(path))},
         keys=keys,
         timing={name: record for name, record in timing.items() if record["key"] == keys[name]},
+        sources=read_json(folder / SOURCES) if (folder / SOURCES).is_file() else {},
+        base_source=read_json(folder / BASE_SOURCE) if (folder / BASE_SOURCE).is_file() else None,
         accounts={name: read_json(folder / path) for name, path in ACCOUNTS.items() if (folder / path).is_file()},
         test=list(read_rows(folder / TEST)) if (folder / TEST).is_file() else None,
         predictions={name: list(read_rows(path)) for name, path in predictions.items() if path.is_file()},

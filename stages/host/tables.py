@@ -7,6 +7,8 @@ from stages.host.results import Results, Row, model_of
 SIGNIFICANT = 0.05  # of p after Holm's correction
 SOME, MUCH = 0.05, 0.15  # differences in pass@1 from which the matrix is coloured more strongly
 
+ORIGINS = {"generator": "made here by the generator", "local": "a local file"}
+
 
 def against_base(results: Results) -> dict[str, list[str]]:
     """The models tested against the base, by what the test says: "higher", "lower", "within chance"."""
@@ -110,9 +112,47 @@ def time_by_stage(results: Results) -> list[Row]:
     ]
 
 
-def dropped_rows(counts: dict[str, int]) -> list[tuple[str, int]]:
-    """Why an account's rows were dropped, and how many each time."""
-    return [(name.partition(": ")[2], count) for name, count in counts.items() if name.startswith("dropped: ")]
+def data_sources(results: Results) -> list[Row]:
+    """What the models read, by name: where it is from, rows, licence, whether its terms must be accepted first."""
+    known = {**results.sources, **({"base model": results.base_source} if results.base_source else {})}
+    return [
+        {
+            "name": name,
+            "origin": f"{source['repo']} at {source['revision'][:12]}" if source.get("repo") else ORIGINS[source["kind"]],
+            "rows": source.get("rows"),
+            "license": source.get("license_name") or source.get("license") or "",
+            "gated": bool(source.get("gated")),
+        }
+        for name, source in known.items()
+    ]
+
+
+def row_counts(account: Row) -> list[Row]:
+    """An account's sets: rows read, dropped, kept, and in training and validation; None where a set has no such number."""
+    return [
+        {
+            "set": name,
+            "read": entry.get("read", entry.get("rows")),
+            "dropped": sum(finding["dropped"] for finding in entry["findings"].values()) if "findings" in entry else None,
+            **{number: entry.get(number) for number in ("kept", "train", "validation")},
+        }
+        for name, entry in account.items()
+    ]
+
+
+def findings(account: Row) -> list[Row]:
+    """What an account's checks found: set, reason, rows, dropped, and examples with id, text and the row that they are like."""
+    return [
+        {
+            "set": name,
+            "reason": reason,
+            "rows": finding["rows"],
+            "dropped": finding["dropped"],
+            "examples": [{**example, "like": finding["like"].get(example["id"])} for example in finding["examples"]],
+        }
+        for name, entry in account.items()
+        for reason, finding in entry.get("findings", {}).items()
+    ]
 
 
 def provenance(results: Results) -> dict[str, dict[str, list[str]]]:

@@ -1,6 +1,7 @@
 """Putting test problems to a model and judging its answers, the same for every engine."""
 
 import hashlib
+
 from stages.corpus.chat_format import STOP_TEXTS, render
 from stages.inference.engine import Completion, Engine, Sampling
 from stages.scoring.answers import gold_answer

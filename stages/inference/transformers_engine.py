@@ -59,6 +59,22 @@ class TransformersEngine:
                 advance(len(batch))
         return [completions[index] for index in range(len(ids))]
 
+    def mean_log_probabilities(self, answers: Sequence[tuple[str, str]]) -> list[float]:
+        """For each (prompt, answer), the mean log-probability, in nats, that the model gives the answer's tokens."""
+        import torch
+
+        ids = [
+            self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] for texts in zip(*answers, strict=True)
+        ]
+        found = []
+        with torch.inference_mode():
+            for prompt, answer in zip(*ids, strict=True):
+                tokens = torch.tensor([prompt + answer], device=self.model.device)
+                logits = self.model(input_ids=tokens, logits_to_keep=len(answer) + 1).logits[0, :-1]
+                chosen = logits.float().log_softmax(-1).gather(-1, tokens[0, len(prompt) :, None])
+                found.append(chosen.mean().item())
+        return found
+
     def _completion(self, row: list[int], stops: list[int]) -> Completion:
         end = next((place for place, token in enumerate(row) if token in stops), None)
         text = self.tokenizer.decode(row[:end], skip_special_tokens=True)

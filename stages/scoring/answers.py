@@ -45,13 +45,16 @@ _SOLUTION = re.compile(_TAG, re.DOTALL)
 _BOX = r"\\(?:boxed|fbox)\s*(?P<brace>{)"
 _LINE = rf"####(?P<line>(?:(?!{'|'.join(TAGS)})[^\n])*)"
 _DECLARATION = re.compile(f"{_TAG}|{_BOX}|{_LINE}", re.DOTALL)
+_FIRST_BOX = re.compile(_BOX)
 _BRACE = re.compile(r"\\[{}]|[{}]")
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Maps the position of every balanced `{` to that of its `}`; one pass, so nested input stays linear."""
+    """Maps every balanced `{` from the first box on to its `}`, by position; one pass, so nested input stays linear."""
     pairs, open_braces = {}, []
-    for brace in _BRACE.finditer(text):
+    if not (first := _FIRST_BOX.search(text)):
+        return pairs
+    for brace in _BRACE.finditer(text, first.start()):
         if brace[0] == "{":
             open_braces.append(brace.start())
         elif brace[0] == "}" and open_braces:
@@ -60,7 +63,7 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def _declarations(text: str) -> Iterator[Declaration]:
-    closing = _closing_braces(text) if "box" in text else {}
+    closing = _closing_braces(text)
     for match in _DECLARATION.finditer(text):
         if match["tag"] is not None:
             yield Declaration(match.start(), match.end(), match["tag"])

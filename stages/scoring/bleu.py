@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from stages.harness.errors import InputError
 from stages.corpus.marks import TAGS
+from stages.harness.errors import InputError
 from stages.scoring.answers import find_declaration, plain_form, until_stop
 
 if TYPE_CHECKING:  # numpy and sacrebleu take a third of a second to import

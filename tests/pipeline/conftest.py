@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -72,15 +74,15 @@ def pytest_collection_modifyitems(items):
 class Workplace:
     """A folder with params.yaml in which stages run as the launcher runs them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, profile: str = "embedded", made_small: Mapping[str, Any] = CHANGES) -> None:
+        self.folder, self.profile, self.made_small = folder, profile, made_small
         self.runs = 0
         self.environment = {"PATH": os.environ["PATH"], **determinism(ROOT), "PYTHONPATH": str(ROOT)}
         self.set_params({})
 
     def set_params(self, changes) -> None:
-        values = YAML(typ="safe").load((ROOT / "params" / "embedded.yaml").read_text(encoding="utf-8"))
-        for dotted, value in {**CHANGES, **changes}.items():
+        values = YAML(typ="safe").load((ROOT / "params" / f"{self.profile}.yaml").read_text(encoding="utf-8"))
+        for dotted, value in {**self.made_small, **changes}.items():
             set_dotted(values, dotted, value)
         with (self.folder / "params.yaml").open("w", encoding="utf-8") as file:
             YAML().dump(values, file)
@@ -117,7 +119,8 @@ def small(tmp_path_factory) -> Workplace:
     place.do("fetch", sources_lock="params.yaml", out="raw")
     place.do("base-model", raw="raw", sources_lock="params.yaml", out="base", out_curve="base.csv")
     place.do("prepare-mix", raw="raw", tokenizer="base", out="mix")
-    place.do("preference-pairs", raw="raw", base="base", mix="mix", out="pairs")
+    (place / "teacher").mkdir()
+    place.do("preference-pairs", raw="raw", base="base", mix="mix", teacher="teacher", out="pairs")
     place.do("sft", base="base", mix="mix", out="sft", out_curve="sft.csv")
     place.do("qlora", base="base", mix="mix", out="qlora", out_curve="qlora.csv")
     place.do("grpo", base="base", adapter="sft", mix="mix", out="grpo", out_curve="grpo.csv")

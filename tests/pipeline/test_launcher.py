@@ -134,7 +134,7 @@ def test_another_version_than_the_locks_is_a_loud_warning_and_is_recorded(clone)
         ({"fetch__sources__test__rows": 10**7}, "ask for fewer"),
         ({"fetch__sources__test__split": "tset"}, "split 'tset' is unknown"),
         ({"run__engine": "podmen"}, "params.yaml: run.engine is 'podmen'"),
-        ({"fetch__sources__rl__kind": "hub"}, "fetch.sources.rl: hub sources are not there yet"),
+        ({"fetch__sources__rl__kind": "hub"}, "fetch.sources.rl: a hub source needs repo and split"),
         ({"fetch__sources__rl__kind": "local"}, "fetch.sources.rl: a local source needs file and sha256"),
     ],
 )
@@ -149,8 +149,8 @@ def test_a_wrong_parameter_is_one_sentence_and_loses_nothing(clone, changes, sen
     assert (clone / "data/raw/precious").read_text() == "kept"
 
 
-LOCAL = {"kind": "local", "schema": "gsm8k", "rows": None, "split": None, "file": "mine.jsonl", "sha256": None,
-         "repo": None, "config": None}  # fmt: skip
+LOCAL = {"kind": "local", "schema": "gsm8k", "rows": None, "split": None, "columns": None, "file": "mine.jsonl",
+         "sha256": None, "repo": None, "config": None}  # fmt: skip
 GOOD_ROW = '{"question": "What is 1 and 1?", "answer": "1+1=<<1+1=2>>2\\n#### 2"}\n'
 
 
@@ -167,8 +167,8 @@ def with_local_test(clone, text, sha256=None):
     ("text", "sha256", "sentence"),
     [
         (GOOD_ROW, "0" * 64, "mine.jsonl has sha256"),
-        (GOOD_ROW + '{"question": "no answer here"}\n', None, "row 2: no 'answer', which schema gsm8k needs"),
-        (GOOD_ROW + "{\n", None, "line 2: not JSON"),
+        ('{"question": "no answer here"}\n', None, "row 1: no answer, which schema gsm8k needs"),
+        ("{\n", None, "row 1: no JSON object"),
         ("", None, "holds no rows"),
     ],
 )

@@ -53,7 +53,37 @@ def test_what_the_chosen_profile_misses_fails_and_says_how_to_mend_it(tree):
     assert found["image rollout"]["fix"] == "docker/build rollout"
     assert "a GPU of 15 GiB" in found["profile report-t4 (chosen)"]["fix"]
     assert found["hub"]["state"] == "missing" and "out of reach" in found["hub"]["found"]
+    assert found["source base-model"]["found"] == "Qwen/Qwen1.5-4B is not pinned"
+    assert found["source base-model"]["fix"] == "mathmind pin base-model"
+    assert found["source rl"]["found"] == "open-r1/DAPO-Math-17k-Processed en/train is not pinned"
     assert all(line["fix"] for line in found.values() if line["state"] == "missing")
+
+
+PINNED = """\
+models:
+  Qwen/Qwen1.5-4B: {commit: %s, license: other, license_name: tongyi-qianwen-research, gated: false, files: {}}
+datasets:
+  openai/gsm8k: {commit: %s, license: mit, gated: auto, files: {main/test: {}}}
+""" % ("a" * 40, "b" * 40)
+
+
+def test_what_is_pinned_is_shown_with_its_terms_and_gated_sources_want_a_token(tree, hub):
+    (tree / "params/sources.lock.yaml").write_text(PINNED)
+    for token in ("", "planted"):
+        done = doctor(tree, "report-t4", "--json", HF_ENDPOINT=hub, HF_TOKEN=token)
+        found = {line["subject"]: line for line in json.loads(done.stdout)}
+        assert found["source base-model"]["found"] == "Qwen/Qwen1.5-4B at aaaaaaaaaaaa, licence other (tongyi-qianwen-research)"
+        assert found["source test"]["found"] == "openai/gsm8k main/test at bbbbbbbbbbbb, licence mit, gated (auto)"
+        assert found["source test"]["state"] == ("ok" if token else "missing")
+        assert found["source test"]["fix"] == ("" if token else f"accept its terms at {hub}/datasets/openai/gsm8k and set HF_TOKEN")
+        assert "planted" not in done.stdout
+
+
+def test_a_damaged_lock_of_sources_is_a_line_and_no_crash(tree, hub):
+    (tree / "params/sources.lock.yaml").write_text("datasets: [")
+    done = doctor(tree, "embedded", "--json", HF_ENDPOINT=hub)
+    found = {line["subject"]: line for line in json.loads(done.stdout)}
+    assert done.returncode == 0 and "sources.lock.yaml: line 1" in found["sources"]["found"]
 
 
 def test_packages_that_the_lock_does_not_pin_are_named(tree):

@@ -14,7 +14,7 @@ GRAPH = read_graph(ROOT, PARAMS)
 
 
 def job(tmp_path, *, asks_hub):
-    settings = Run(engine="docker", gpus=0, memory=None, scratch=None, local_files="data/local")
+    settings = Run(engine="docker", gpus=0, workers=None, memory=None, scratch=None, local_files="data/local")
     stage = GRAPH["fetch"]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT,
                local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub)  # fmt: skip
@@ -40,6 +40,14 @@ def test_the_token_goes_only_to_a_stage_that_asks_the_hub(tmp_path, monkeypatch)
     assert job(tmp_path, asks_hub=True).hub_environment() == {"HF_TOKEN": "planted"}
     assert job(tmp_path, asks_hub=False).hub_environment() == {}
     assert "planted" not in str(job(tmp_path, asks_hub=True).environment())
+
+
+def test_only_a_stage_that_asks_the_hub_is_online_and_it_asks_the_callers_mirror(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
+    asking, other = job(tmp_path, asks_hub=True), job(tmp_path, asks_hub=False)
+    assert asking.hub_environment() == {"HF_ENDPOINT": "https://mirror.example"}
+    assert [one.environment()["HF_HUB_OFFLINE"] for one in (asking, other)] == ["0", "1"]
 
 
 @pytest.mark.parametrize(("profile", "stages"), [("embedded", set()), ("report-t4", {"fetch", "base-model"})])

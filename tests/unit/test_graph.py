@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stages.harness.params import STAGES, read_params, section_of
-from stages.host.graph import read_graph, read_yaml, working_key
+from stages.host.graph import hash_of, read_graph, read_yaml, working_key
 from tests.imports import ROOT, all_modules, imported_by, needed_by
 
 PARAMS = read_params(ROOT / "params.yaml")
@@ -106,3 +106,14 @@ def test_the_key_of_a_run_follows_what_it_is_made_of_and_not_how_it_is_run():
     assert working_key(ROOT, stage, {**PARAMS, "seed": PARAMS["seed"] + 1}) != key
     assert working_key(ROOT, replace(stage, deps=stage.deps[1:]), PARAMS) != key
     assert working_key(ROOT, replace(stage, command=stage.command + " --more x"), PARAMS) != key
+
+
+def test_a_folder_s_hash_is_the_one_that_dvc_gives_it(tmp_path):
+    from dvc.repo import Repo
+
+    for name, text in {"b/c.txt": "one", "b.txt": "two", "ä.txt": ""}.items():
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_text(text, encoding="utf-8")
+    ours = hash_of(tmp_path / "folder")
+    (added,) = Repo.init(tmp_path, no_scm=True).add(str(tmp_path / "folder"))
+    assert ours == added.outs[0].hash_info.value

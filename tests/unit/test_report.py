@@ -203,7 +203,8 @@ def test_the_packed_verdicts_add_up_to_metrics_json(made):
 def test_what_models_and_files_say_is_text_and_never_markup(copy):
     params = (copy / "params.yaml").read_text().replace("run:  # how", f"run:  # </pre>{NASTY.splitlines()[0]} how")
     (copy / "params.yaml").write_text(params)
-    write_json(copy / "data/mix/account.json", {NASTY: {"read": 1, f"dropped: {NASTY}": 1, "train": 0}})
+    found = {"rows": 1, "dropped": 1, "examples": [{"id": NASTY, "text": NASTY}], "like": {NASTY: NASTY}}
+    write_json(copy / "data/mix/account.json", {NASTY: {"read": 1, "findings": {NASTY: found}, "train": 0}})
     record = read_json(copy / "results/timing/grpo.json")
     write_json(copy / "results/timing/grpo.json", {**record, "machine": {"cpu": NASTY}})
     page = page_of(copy)
@@ -226,6 +227,22 @@ def test_the_page_allows_only_its_own_style_and_script_and_names_no_other_file(m
     assert not [attributes for _, attributes in page.elements if loading & attributes.keys()]
     assert all(link["href"].startswith("#") for link in page.named("a")) and not page.named("link")
     assert not re.search(r"https?://|@import|url\(", html.replace(page.texts["packed"], ""))
+
+
+def test_the_page_says_where_the_data_is_from_and_what_was_found_in_it(made):
+    page = page_once(made)
+    assert page.table("sources") == {
+        "reasoning": ["team/maths at aaaaaaaaaaaa", "90", "cc-by-4.0 (terms to accept first)"],
+        "test": ["made here by the generator", "60", ""],
+    }
+    assert page.table("rows-prepare-mix") == {"qlora": ["90", "7", "83", "73", "10"], "test": ["60", "", "", "", ""]}
+    found = [row[1:4] for row in page.tables["findings-prepare-mix"][1:]]
+    assert found == [["too long", "7", "7"], ["shares words with the test", "2", "0"]]
+    assert "x-1, like test-000001: What is 2+2?" in page.words
+    assert "findings-preference-pairs" not in page.tables
+    assert "The chosen answer is the longer one in 4.0% of the pairs" in page.texts["lengths-pairs"]
+    report = (made / "results/report.md").read_text(encoding="utf-8")
+    assert "| prepare-mix | qlora | 90 | 7 | 83 | 73 | 10 | too long (7, 7); shares words with the test (2, 0) |" in report
 
 
 def test_every_link_of_the_page_leads_to_a_section(made):
