@@ -65,10 +65,10 @@ def set_dotted(values, dotted, value):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Where tests run side by side, those of the small comparison stay together, so that it is made once."""
+    """Where tests run side by side, a file's tests of the small comparison stay together: they share what they make of it."""
     for item in items:
         if "small" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("small"))
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 class Workplace:

@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
@@ -35,7 +37,18 @@ def clone(tmp_path):
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a clone"]):
         identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
         subprocess.run(["git", *identity, *command], cwd=folder, check=True)
-    return folder
+    yield folder
+    end_queue_workers(folder)
+
+
+def end_queue_workers(folder):
+    """A DVC queue's workers end of themselves when nothing is queued, except now and then one that does not."""
+    workers = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        if "queue-worker" in (process.info["cmdline"] or ()) and Path(process.info["cwd"] or "/").is_relative_to(folder):
+            process.kill()
+            workers.append(process)
+    psutil.wait_procs(workers, timeout=10)
 
 
 def environment(**more):
@@ -59,8 +72,13 @@ def launch(folder, command=FETCH, **more):
 
 
 def dvc(folder, *arguments, **more):
+    """Runs dvc to its end. What it says goes through files: a pipe would be held open by the workers that a queue starts."""
     command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment(**more), capture_output=True, text=True)
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        done = subprocess.run(command, cwd=folder, env=environment(**more), stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(command, done.returncode, output.read(), errors.read())
 
 
 def scratch(folder):

@@ -10,6 +10,8 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
 
 import pytest
 
@@ -172,6 +174,48 @@ def serving(model, log):
         server.wait()
 
 
+@contextmanager
+def in_the_way(address, faults):
+    """A relay to `address` that answers so many requests with faults before it lets the others through.
+
+    faults: (status, headers) in the order in which requests meet them; a status of 0 cuts the line. Yields its address and
+    the list of what it answered.
+    """
+    left, answered, one_at_a_time = list(faults), [], Lock()
+
+    class Relay(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            with one_at_a_time:
+                status, headers = left.pop(0) if left else (200, {})
+                answered.append(status)
+            if status == 0:
+                self.close_connection = True
+                return self.connection.shutdown(socket.SHUT_RDWR)
+            if status == 200:
+                asked = urllib.request.Request(address.removesuffix("/v1") + self.path, body, dict(self.headers))
+                with urllib.request.urlopen(asked) as reply:
+                    content = reply.read()
+            else:
+                content = b'{"error": {"message": "not now"}}'
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Relay)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", answered
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.fixture(scope="module")
 def gguf(small):
     small.set_params({})
@@ -256,6 +300,26 @@ def test_a_limit_asks_so_many_and_the_next_run_the_others(school, gguf, tmp_path
     with serving(gguf, tmp_path / "server.log") as address:
         assert "7 asked, 0 had" in teaching(school, address, "--limit", "7").stdout
         assert f"{QUESTIONS - 7} asked, 7 had" in teaching(school, address).stdout
+
+
+def test_passing_faults_are_waited_out(school, gguf, tmp_path):
+    faults = [(429, {"retry-after": "1"}), (503, {}), (500, {"retry-after-ms": "50"}), (0, {})]
+    log, started = tmp_path / "server.log", time.monotonic()
+    with serving(gguf, log) as address, in_the_way(address, faults) as (relay, answered):
+        done = teaching(school, relay, "--limit", "6")
+    assert done.returncode == 0 and "6 asked, 0 had" in done.stdout, done.stdout
+    assert sorted(answered) == [0, *[200] * 6, 429, 500, 503] and requests_in(log) == 6
+    assert time.monotonic() - started > 1  # as the first fault asked
+
+
+def test_a_fault_that_stays_is_one_sentence_and_loses_no_reply(school, gguf, tmp_path):
+    stays = [(200, {})] * 5 + [(429, {"retry-after-ms": "10"})] * 100
+    with serving(gguf, tmp_path / "server.log") as address:
+        with in_the_way(address, stays) as (relay, answered):
+            done = teaching(school, relay)
+        assert done.returncode == 2 and "answers 429 to request" in done.stdout and "Traceback" not in done.stdout
+        assert answered.count(429) >= 7 and len(replies(school)) == 5  # asked six times more
+        assert f"{QUESTIONS - 5} asked, 5 had" in teaching(school, address).stdout
 
 
 def test_a_wrong_key_a_lost_server_and_an_absent_key_are_one_sentence_each(school, gguf, tmp_path):
