@@ -128,7 +128,7 @@ def test_no_secret_of_the_caller_reaches_a_stage_that_asks_no_hub(contained, eng
 
 def test_the_hubs_token_passes_by_name_into_a_stage_that_asks_the_hub(contained, engine, image):
     tokens = {"HF_TOKEN": "planted-hf", "WANDB_API_KEY": "planted-wandb", "OPENAI_API_KEY": "planted-teacher"}
-    change(contained, fetch__sources__rl__kind="hub")
+    change(contained, fetch__sources__rl__kind="hub", fetch__sources__rl__repo="someone/unpinned")  # it ends by saying so
     misbehave(contained, "import hashlib, os, time\nprint(hashlib.sha256(os.environ['HF_TOKEN'].encode()).hexdigest())\n"
               "print([name for name in os.environ if 'KEY' in name])\ntime.sleep(3)")  # fmt: skip
     started = subprocess.Popen(FETCH, cwd=contained, env=environment(**tokens), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
