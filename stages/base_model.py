@@ -60,6 +60,8 @@ class Params(StageParams):
     sources: tuple[str, ...] = Field(strict=False)  # pretrain: whose text is read
     vocab: int = Field(gt=300)
     architecture: Architecture
+    precision: Literal["fp32", "bf16"]  # of matrix products; weights and optimizer are held in 32 bits
+    strict: bool  # on a GPU: only kernels whose bits come again
     steps: int = Field(gt=0)
     max_length: int = Field(gt=0)  # tokens of a row, which whole documents share; longer documents are left out
     per_device_batch: int = Field(gt=0)  # rows
@@ -144,8 +146,10 @@ def pretrain(p: Params, raw: Path, out: Path) -> Curve:
     packed = sum(len(row["seq_lengths"]) for row in rows)
 
     use_portable_arithmetic()
+    torch.use_deterministic_algorithms(p.strict and torch.cuda.is_available())
     torch.manual_seed(p.seed)
-    model = _model(p, tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = _model(p, tokenizer).to(device)  # drawn on the CPU: the same start on every device
     # Fused: its square root is the processor's own; the plain form's is MKL's, which differs between makers.
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=p.lr, betas=BETAS, weight_decay=p.weight_decay, fused=True
@@ -155,9 +159,11 @@ def pretrain(p: Params, raw: Path, out: Path) -> Curve:
     batches = in_random_order(rows, p.per_device_batch, p.seed)
     with progress("base-model", p.steps) as advance:
         for step in range(1, p.steps + 1):
-            ids, positions, weights = as_tensors(next(batches), tokenizer.token_to_id(PAD))
-            logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-            loss = weighted_loss(logits, ids, weights)
+            batch = as_tensors(next(batches), tokenizer.token_to_id(PAD))
+            ids, positions, weights = (part.to(device) for part in batch)
+            with torch.autocast(device.type, torch.bfloat16, enabled=p.precision == "bf16"):
+                logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+            loss = weighted_loss(logits.float(), ids, weights)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

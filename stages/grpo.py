@@ -18,7 +18,10 @@ from stages.training.rewards import (
     match_format_approximately,
     match_format_exactly,
 )
-from stages.training.trainer import Optimisation, arguments, dataset, train
+from stages.inference.vllm_engine import set_up_vllm
+from stages.training.models import frozen_hash, in_32_bits, load_tokenizer
+from stages.training.rollouts import Rollouts, VllmRollouts, rollout_trainer
+from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
 ANSWER_REWARDS = {"graded": check_final_answer, "exact": check_exact_answer}
 
@@ -39,27 +42,42 @@ class Params(Optimisation):
     scale_rewards: Literal["group", "batch", "none"]
     epsilon: float = Field(gt=0)  # clips the probability ratio to 1 +- epsilon
     updates_per_batch: int = Field(gt=0)  # 1: every update is on-policy
+    nf4: bool  # hold the trainer's base in 4 bits; vllm samples from its 16 bits
+    rollouts: Rollouts
+    max_prompt: int = Field(gt=0)  # tokens of the longest prompt; prepare-mix leaves out longer ones
     mask_truncated: bool  # leave completions cut at max_completion out of the loss
 
 
 def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
     """Writes the adapter with its tokenizer, and the curve with each reward, spread, length and clipped share."""
-    if p.per_device_batch * p.accumulation != p.prompts_per_step * p.generations:
-        raise InputError(
-            f"params.yaml: grpo: per_device_batch x accumulation ({p.per_device_batch} x {p.accumulation}) must be "
-            f"prompts_per_step x generations ({p.prompts_per_step} x {p.generations}): change one of them"
-        )
-    from peft import PeftModel
-    from transformers import set_seed
-    from trl import GRPOConfig, GRPOTrainer
-
-    from stages.training.models import load_base, load_tokenizer
+    _check(p)
+    by_vllm = p.rollouts.engine == "vllm"
+    if by_vllm:
+        set_up_vllm()
+    max_length = p.max_prompt + p.max_completion
+    backend = begin(p, max_length, checkpoints)
+    from trl import GRPOConfig
 
     rewards = [match_format_exactly, match_format_approximately, ANSWER_REWARDS[p.answer_reward]]
-    set_seed(p.seed)
+    model = backend.held_adapter(backend.load_base(base, nf4=p.nf4, lent=by_vllm), adapter)
     tokenizer = load_tokenizer(base, mix / "grpo" / "chat_template.jinja", ends_with=TURN_END)
-    trainer = GRPOTrainer(
-        model=PeftModel.from_pretrained(load_base(base), adapter, is_trainable=True),
+    rollouts = None
+    if by_vllm:
+        rollouts = VllmRollouts(
+            p.rollouts,
+            base,
+            precision=p.precision,
+            rank=model.peft_config["default"].r,
+            max_length=max_length,
+            requests=p.prompts_per_step * p.generations,
+            raw=p.temperature == 1,  # as the trainer's own, which know of no cuts
+            scratch=checkpoints,
+        )
+        if backend.lends and not p.nf4:
+            rollouts.lend_weights(model)
+    frozen = frozen_hash(model)
+    trainer = rollout_trainer()(
+        model=model,
         reward_funcs=[*rewards, distinct],
         args=GRPOConfig(
             **arguments(p, checkpoints),
@@ -76,8 +94,34 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
             scale_rewards=p.scale_rewards,
             epsilon=p.epsilon,
             mask_truncated_completions=p.mask_truncated,
+            vllm_importance_sampling_correction=p.rollouts.importance_correction,
+            vllm_importance_sampling_mode="sequence_mask",
+            vllm_importance_sampling_clip_max=p.rollouts.importance_cap,
         ),
         train_dataset=dataset(mix / "grpo" / "train.jsonl", ("prompt", "answer")),
         processing_class=tokenizer,
     )
-    train("grpo", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)
+    trainer.rollouts = rollouts
+    in_32_bits(trainer.model)
+    try:
+        train("grpo", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)
+        if frozen_hash(model) != frozen:
+            raise RuntimeError("the frozen base is not what it was before training")
+    finally:
+        if rollouts:
+            rollouts.close()
+
+
+def _check(p: Params) -> None:
+    """Refuses parameters that do not fit together."""
+    if p.per_device_batch * p.accumulation != p.prompts_per_step * p.generations:
+        raise InputError(
+            f"params.yaml: grpo: per_device_batch x accumulation ({p.per_device_batch} x {p.accumulation}) must be "
+            f"prompts_per_step x generations ({p.prompts_per_step} x {p.generations}): change one of them"
+        )
+    cuts = p.top_p < 1 or p.top_k > 0 or bool(p.min_p)
+    if p.rollouts.engine == "vllm" and p.rollouts.importance_correction and cuts and p.temperature != 1:
+        raise InputError(
+            "params.yaml: grpo.rollouts.importance_correction compares with tokens drawn from the whole distribution or at "
+            "temperature 1: set temperature to 1, or top_p to 1, top_k to 0 and min_p to null, or switch it off"
+        )

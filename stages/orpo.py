@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import Field
 
 from stages.corpus.marks import TEXT_END
-from stages.training.trainer import Lora, Optimisation, arguments, dataset, train
+from stages.training.models import Lora, load_tokenizer
+from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
 
 class Params(Optimisation):
@@ -22,15 +23,13 @@ class Params(Optimisation):
 
 def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
     """Writes the adapter with its tokenizer, and the training curve."""
-    from transformers import set_seed
+    backend = begin(p, p.max_length, checkpoints)
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-    from stages.training.models import load_base, load_tokenizer, lora
-
-    set_seed(p.seed)  # before the adapter is drawn: trl sets it only afterwards
+    model = backend.new_adapter(backend.load_base(base), p.lora)
     tokenizer = load_tokenizer(base, pairs / "chat_template.jinja", ends_with=TEXT_END)
     trainer = ORPOTrainer(
-        model=load_base(base),
+        model=model,
         args=ORPOConfig(
             **arguments(p, checkpoints),
             beta=p.beta,
@@ -39,6 +38,5 @@ def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out
         ),
         train_dataset=dataset(pairs / "train.jsonl", ("prompt", "chosen", "rejected")),
         processing_class=tokenizer,
-        peft_config=lora(**p.lora.model_dump()),
     )
     train("orpo", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from stages.corpus.marks import TURN_END
 from stages.harness import measures
-from stages.training.trainer import Lora, Optimisation, arguments, dataset, train
+from stages.training.models import Lora, in_32_bits, load_tokenizer
+from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
 
 class Params(Optimisation):
@@ -24,16 +25,14 @@ class Params(Optimisation):
 
 def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
     """Writes the best adapter with its tokenizer, and the training curve."""
-    import torch
-    from transformers import EarlyStoppingCallback, set_seed
+    backend = begin(p, p.max_length, checkpoints)
+    from transformers import EarlyStoppingCallback
     from trl import SFTConfig, SFTTrainer
 
-    from stages.training.models import load_base, load_tokenizer, lora
-
-    set_seed(p.seed)  # before the adapter is drawn: trl sets it only afterwards
+    model = backend.new_adapter(backend.load_base(base, nf4=True), p.lora)
     tokenizer = load_tokenizer(base, mix / "qlora" / "chat_template.jinja", ends_with=TURN_END)
     trainer = SFTTrainer(
-        model=load_base(base, nf4=True),
+        model=model,
         args=SFTConfig(
             **arguments(p, checkpoints),
             max_length=p.max_length,
@@ -50,12 +49,8 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
         train_dataset=dataset(mix / "qlora" / "train.jsonl", ("messages",)),
         eval_dataset=dataset(mix / "qlora" / "validation.jsonl", ("messages",)),
         processing_class=tokenizer,
-        peft_config=lora(**p.lora.model_dump()),
         callbacks=[EarlyStoppingCallback(p.early_stopping_patience)],
     )
-    if not torch.cuda.is_available():  # trl holds the adapter of a 4-bit base in bf16, which a CPU only emulates
-        for weight in trainer.model.parameters():
-            if weight.requires_grad:
-                weight.data = weight.data.float()
+    in_32_bits(trainer.model)
     train("qlora", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)
     measures.note(best_step=trainer.state.best_global_step)

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from stages.corpus.marks import TURN_END
 from stages.training.stopping import StopAtForm, stop_at_form
-from stages.training.trainer import Lora, Optimisation, arguments, dataset, train
+from stages.training.models import Lora, load_tokenizer
+from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
 
 class Params(Optimisation):
@@ -23,15 +24,13 @@ class Params(Optimisation):
 
 def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
     """Writes the adapter with its tokenizer, and the training curve."""
-    from transformers import set_seed
+    backend = begin(p, p.max_length, checkpoints)
     from trl import SFTConfig, SFTTrainer
 
-    from stages.training.models import load_base, load_tokenizer, lora
-
-    set_seed(p.seed)  # before the adapter is drawn: trl sets it only afterwards
+    model = backend.new_adapter(backend.load_base(base), p.lora)
     tokenizer = load_tokenizer(base, mix / "sft" / "chat_template.jinja", ends_with=TURN_END)
     trainer = SFTTrainer(
-        model=load_base(base),
+        model=model,
         args=SFTConfig(
             **arguments(p, checkpoints),
             max_length=p.max_length,
@@ -41,7 +40,6 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
         ),
         train_dataset=dataset(mix / "sft" / "train.jsonl", ("messages",)),
         processing_class=tokenizer,
-        peft_config=lora(**p.lora.model_dump()),
     )
     if p.stop.share is not None:
         trainer.add_callback(stop_at_form(p.stop, trainer, mix / "sft" / "validation.jsonl"))

@@ -3,30 +3,50 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from stages.harness.errors import InputError
 from stages.inference.engine import Completion, Sampling
 
 GPU_MEMORY = 0.85  # of the card: weights and caches; the rest is for activations and what else runs there
+SUPPORTED_FROM = (7, 5)  # compute capability: a T4's; CUDA 13 knows none below
 BATCH_INVARIANT_FROM = (9, 0)  # compute capability with kernels whose sums do not follow the batch (Hopper and later)
+
+
+def set_up_vllm() -> None:
+    """Sets what vLLM reads as it is imported, which `import trl` does too: call it before either.
+
+    One process (one stage, one end), and answers independent of the batch where the GPU has kernels for that.
+    Raises InputError where there is no CUDA GPU, or one that vLLM has no kernels for.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError("params.yaml: the engine vllm needs a CUDA GPU and there is none: use transformers")
+    if (capability := torch.cuda.get_device_capability()) < SUPPORTED_FROM:
+        raise InputError(f"params.yaml: the engine vllm needs a GPU of compute capability {SUPPORTED_FROM[0]}.{SUPPORTED_FROM[1]}, "
+                         f"and this one is of {capability[0]}.{capability[1]}: use transformers")  # fmt: skip
+    if capability >= BATCH_INVARIANT_FROM:
+        os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+def start_vllm(folder: Path, **settings: Any):
+    """A vllm.LLM in this process on a model folder; see set_up_vllm."""
+    set_up_vllm()
+    from vllm import LLM
+
+    return LLM(str(folder), tokenizer=str(folder), seed=0, **settings)
 
 
 class VllmEngine:
     """A model folder in memory, in 16 bits; prompts run as many at a time as its caches hold."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises InputError where there is no CUDA GPU."""
-        import torch
-
-        if not torch.cuda.is_available():
-            raise InputError("params.yaml: eval.engine: vllm needs a CUDA GPU and there is none: use transformers")
-        if torch.cuda.get_device_capability() >= BATCH_INVARIANT_FROM:
-            os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")  # read when vllm is imported
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process: one stage, one end
+        """See start_vllm."""
         from transformers import GenerationConfig
-        from vllm import LLM
 
-        self.llm = LLM(str(folder), tokenizer=str(folder), gpu_memory_utilization=GPU_MEMORY, seed=0)
+        self.llm = start_vllm(folder, gpu_memory_utilization=GPU_MEMORY)
         self.tokenizer = self.llm.get_tokenizer()
         self.template = self.tokenizer.chat_template
         self.stops = GenerationConfig.from_pretrained(folder).eos_token_id

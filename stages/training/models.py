@@ -2,11 +2,18 @@
 
 import logging
 from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
 
 from stages.corpus.chat_format import without_marks
 from stages.corpus.marks import STOP_TOKENS
 from stages.harness.arithmetic import use_portable_arithmetic
 from stages.harness.errors import InputError
+from stages.harness.params import StageParams
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 # Every linear layer of a Qwen2 block: the report does not say, and QLoRA's paper adapts all (Dettmers et al. 2023, 4).
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -15,27 +22,90 @@ LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-def load_base(folder: Path, *, nf4: bool = False):
-    """The base model, in 4-bit NF4 with double quantisation if asked; bf16 on a GPU, fp32 on a CPU."""
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+class Lora(StageParams):
+    """The adapter's size: `alpha / rank` scales it."""
 
-    _require_model(folder)
-    use_portable_arithmetic()
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=quantization if nf4 else None)
-    for module in model.modules():
-        # On a CPU with AVX512-BF16, bitsandbytes (0.50.2) repacks 4-bit weights for each evaluation and back, rounding
-        # their scales on the way: training would depend on the processor, and a resumed run on where it was killed.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return model
+    rank: int = Field(gt=0)
+    alpha: int = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+
+
+class Transformers:
+    """The backend `transformers`: the libraries' own models, on a GPU where there is one."""
+
+    lends = True  # its models can use weights that lie elsewhere
+
+    def __init__(self, precision: Precision) -> None:
+        self.precision = precision
+
+    def load_base(self, folder: Path, *, nf4: bool = False, lent: bool = False):
+        """The base model, in 4-bit NF4 if asked (Dettmers et al. 2023); on the CPU if its weights are to be lent."""
+        import torch
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+        require_model(folder)
+        use_portable_arithmetic()
+        dtype = getattr(torch, DTYPES[self.precision])
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map="cuda" if torch.cuda.is_available() and (nf4 or not lent) else None,
+            quantization_config=BitsAndBytesConfig(**nf4_settings(dtype)) if nf4 else None,
+        )
+        for module in model.modules():
+            # On a CPU with AVX512-BF16, bitsandbytes (0.50.2) repacks 4-bit weights for each evaluation and back, rounding
+            # their scales on the way: training would depend on the processor, and a resumed run on where it was killed.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        return model
+
+    def new_adapter(self, model, size: Lora):
+        """The model with an untrained adapter on every linear layer."""
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=size.rank,
+            lora_alpha=size.alpha,
+            lora_dropout=size.dropout,
+            target_modules=list(LINEAR_LAYERS),
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, config)
+
+    def held_adapter(self, model, folder: Path):
+        """The model with the adapter of a folder, to be trained further."""
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+def nf4_settings(dtype) -> dict[str, Any]:
+    """What QLoRA holds its base in: NF4, its scales quantised too, and products in `dtype`."""
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": dtype,
+    }
+
+
+def in_32_bits(model) -> None:
+    """Widens the adapter: trl narrows that of a 4-bit base to bf16, which loses small updates and cannot scale losses."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def frozen_hash(model) -> int:
+    """A hash of the base's weights, computed where they lie: of each the exclusive or of its 64-bit words."""
+    import torch
+
+    def words(weight):
+        data = weight.detach().contiguous().flatten().view(torch.uint8)
+        return data.view(torch.int64) if data.numel() % 8 == 0 else data
+
+    held = (weight for name, weight in model.named_parameters() if "lora_" not in name)
+    return hash(tuple(torch.hash_tensor(words(weight)).item() for weight in held))
 
 
 def load_tokenizer(folder: Path, template: Path, *, ends_with: str):
@@ -46,19 +116,6 @@ def load_tokenizer(folder: Path, template: Path, *, ends_with: str):
     tokenizer.chat_template = template.read_text(encoding="utf-8")
     tokenizer.eos_token = ends_with
     return tokenizer
-
-
-def lora(rank: int, alpha: int, dropout: float):
-    """A LoRA configuration over every linear layer."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=list(LINEAR_LAYERS),
-        task_type="CAUSAL_LM",
-    )
 
 
 def save_adapter(model, tokenizer, out: Path) -> None:
@@ -83,6 +140,6 @@ def save_generation_config(tokenizer, out: Path) -> None:
     GenerationConfig(eos_token_id=ids, pad_token_id=tokenizer.pad_token_id).save_pretrained(out)
 
 
-def _require_model(folder: Path) -> None:
+def require_model(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no model (no config.json): run the stage that writes it")

@@ -11,13 +11,16 @@ from stages.harness import measures
 from stages.harness.jsonl import read_rows
 from stages.harness.params import StageParams
 from stages.training.curves import Curve, recorder
-from stages.training.models import save_adapter
+from stages.training.models import Precision, save_adapter
 
 
 class Optimisation(StageParams):
     """How weights are updated, in every training stage alike; the batch is per_device_batch x accumulation."""
 
     seed: int
+    backend: Literal["transformers", "unsloth"]  # whose models and kernels; the adapter is laid out alike
+    precision: Precision  # of the base and of products; fp16 scales its losses; the adapter is always held in 32 bits
+    strict: bool  # on a GPU: only kernels whose bits come again, at the cost that benchmarks/README.md tells
     lr: float = Field(gt=0)
     scheduler: Literal["linear", "cosine", "constant"]
     warmup_ratio: float = Field(ge=0, lt=1)
@@ -33,12 +36,27 @@ class Optimisation(StageParams):
     save_every: int = Field(gt=0)
 
 
-class Lora(StageParams):
-    """The adapter's size: `alpha / rank` scales it."""
+def begin(p: Optimisation, max_length: int, scratch: Path):
+    """Seeds everything and returns the backend that loads models: Transformers or Unsloth.
 
-    rank: int = Field(gt=0)
-    alpha: int = Field(gt=0)
-    dropout: float = Field(ge=0, lt=1)
+    To be called before trl is imported, which unsloth rewrites, and before an adapter is drawn, for which trl seeds too
+    late. `max_length` is that of the longest row, in tokens; what a backend compiles goes to `scratch`.
+    """
+    import torch
+
+    if p.backend == "unsloth":
+        from stages.training.unsloth_backend import Unsloth
+
+        backend = Unsloth(p.precision, p.seed, p.gradient_checkpointing, max_length, scratch)
+    else:
+        from stages.training.models import Transformers
+
+        backend = Transformers(p.precision)
+    from transformers import set_seed
+
+    torch.use_deterministic_algorithms(p.strict and torch.cuda.is_available())
+    set_seed(p.seed)
+    return backend
 
 
 def arguments(p: Optimisation, checkpoints: Path) -> dict[str, Any]:
@@ -68,7 +86,8 @@ def arguments(p: Optimisation, checkpoints: Path) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
-        "bf16": torch.cuda.is_available(),
+        "bf16": p.precision == "bf16",
+        "fp16": p.precision == "fp16",
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
 

@@ -59,14 +59,14 @@ def test_the_trainer_trains_what_the_marks_say_and_never_padding(small):
     """The batch that trl itself makes of the prepared rows, padding included."""
     from trl import SFTConfig, SFTTrainer
 
-    from stages.training.models import load_base, load_tokenizer
+    from stages.training.models import Transformers, load_tokenizer
     from stages.training.trainer import dataset
 
     tokenizer = load_tokenizer(small / "base", small / "mix" / "sft" / "chat_template.jinja", ends_with=TURN_END)
     rows = dataset(small / "mix" / "sft" / "train.jsonl", ("messages",))
     config = SFTConfig(output_dir=str(small / "unused"), assistant_only_loss=True, use_cpu=True, bf16=False,
                        report_to="none", per_device_train_batch_size=len(rows), max_length=256)  # fmt: skip
-    trainer = SFTTrainer(model=load_base(small / "base"), args=config, train_dataset=rows, processing_class=tokenizer)
+    trainer = SFTTrainer(model=Transformers("fp32").load_base(small / "base"), args=config, train_dataset=rows, processing_class=tokenizer)
     batch = next(iter(trainer.get_train_dataloader()))
     assert len(batch["labels"]) == len(rows) > 50
     for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"]):
@@ -80,14 +80,14 @@ def test_the_trainer_trains_what_the_marks_say_and_never_padding(small):
 def test_orpo_ends_both_answers_with_its_stop_token(small):
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-    from stages.training.models import load_base, load_tokenizer
+    from stages.training.models import Transformers, load_tokenizer
     from stages.training.trainer import dataset
 
     tokenizer = load_tokenizer(small / "base", small / "pairs" / "chat_template.jinja", ends_with=TEXT_END)
     rows = dataset(small / "pairs" / "train.jsonl", ("prompt", "chosen", "rejected"))
     config = ORPOConfig(output_dir=str(small / "unused"), use_cpu=True, bf16=False, report_to="none", max_length=256,
                         remove_unused_columns=False)  # fmt: skip
-    trainer = ORPOTrainer(model=load_base(small / "base"), args=config, train_dataset=rows, processing_class=tokenizer)
+    trainer = ORPOTrainer(model=Transformers("fp32").load_base(small / "base"), args=config, train_dataset=rows, processing_class=tokenizer)
     stop = tokenizer.convert_tokens_to_ids(TEXT_END)
     for row in trainer.train_dataset:
         assert row["chosen_labels"][-1] == row["rejected_labels"][-1] == stop
@@ -129,9 +129,9 @@ def test_grpo_starts_from_the_sft_adapter_and_moves_it(small):
 
 
 def test_qlora_trains_on_four_bits(small):
-    from stages.training.models import load_base
+    from stages.training.models import Transformers
 
-    model = load_base(small / "base", nf4=True)
+    model = Transformers("fp32").load_base(small / "base", nf4=True)
     weight = model.model.layers[0].mlp.up_proj.weight
     assert type(weight).__name__ == "Params4bit" and weight.dtype.is_floating_point is False
 
