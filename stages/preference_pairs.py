@@ -34,9 +34,7 @@ class Params(Asking):
     """Where pairs are from; of `origin: base`, how it is sampled and what becomes of its answers."""
 
     origin: Literal["base", "dataset"]
-    accepted: Literal[
-        "gold", "teacher"
-    ]  # base: the source's own solution, or a teacher's answer that ends in its number
+    accepted: Literal["gold", "teacher"]  # base: the source's solution, or a teacher's answer that ends in its number
     keep: Literal["first", "most_plausible"]  # base: which wrong answer, in the order sampled or by its likelihood
     samples: int = Field(gt=0)
     temperature: float = Field(gt=0)

@@ -9,8 +9,8 @@ from pathlib import Path
 from pydantic import Field
 
 from stages.corpus.marks import TURN_END
-from stages.training.stopping import StopAtForm, stop_at_form
 from stages.training.models import Lora, load_tokenizer
+from stages.training.stopping import StopAtForm, stop_at_form
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
 

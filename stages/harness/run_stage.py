@@ -82,9 +82,18 @@ def _run(stage: str, paths: dict[str, Path]) -> None:
     write_json(scratch / RECORD, {
         "seconds": round(seconds, 2),
         "peak_memory_mib": max(own, children) // 1024,
+        **_gpu_peak(),
         "python": platform.python_version(),
         **measures.noted(),
     })  # fmt: skip
+
+
+def _gpu_peak() -> dict[str, int]:
+    """The most of a GPU's memory, in MiB, that this process had reserved at once; nothing where it used none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"peak_gpu_memory_mib": torch.cuda.max_memory_reserved() // 2**20}
 
 
 def _workers() -> int:

@@ -62,6 +62,7 @@ class Job:
             given["MATHMIND_WORKERS"] = str(self.settings.workers)
         if self.settings.gpus == 0:
             given["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled on a CPU; loading the compiler takes a second
+            given["CUDA_VISIBLE_DEVICES"] = ""  # a profile that asks for no GPU gives the same bits where there is one
         if self.asks_hub:
             given["HF_HUB_OFFLINE"] = "0"
         return provenance.determinism(self.tree) | given
