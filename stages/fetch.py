@@ -42,6 +42,7 @@ class Params(StageParams):
     """`steps` and `documents` shape what the generator makes: shares, each summing to 1."""
 
     seed: int
+    numbers: procedural.Ranges  # how large those of generated problems get
     steps: dict[int, float]  # share of problems by number of steps
     pretraining_steps: dict[int, float]  # the same, in what the base model reads
     documents: dict[str, float]  # share of each kind of document in what the base model reads
@@ -118,7 +119,7 @@ def _check_columns(name: str, source: Source) -> None:
 def _problems(p: Params, name: str, source: Source) -> list[procedural.Problem]:
     """A generated source's problems, drawn from its split with a seed of its own."""
     _check_generator(name, source)
-    return procedural.problems(source.split, source.rows, _seed(p, name), p.steps)
+    return procedural.problems(source.split, source.rows, _seed(p, name), p.steps, p.numbers)
 
 
 def _rows(p: Params, name: str, source: Source, problems: list[procedural.Problem]) -> Iterator[dict[str, Any]]:
@@ -127,7 +128,7 @@ def _rows(p: Params, name: str, source: Source, problems: list[procedural.Proble
     match source.schema_:
         case "documents":
             rows = procedural.pretraining_documents(
-                source.rows, _seed(p, name), p.documents, p.pretraining_steps, p.careless
+                source.rows, _seed(p, name), p.documents, p.pretraining_steps, p.careless, p.numbers
             )
         case "sharegpt":
             rows = procedural.chat_rows(source.split, source.rows, _seed(p, name))

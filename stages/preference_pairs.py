@@ -41,6 +41,8 @@ class Params(Asking):
     batch_size: int = Field(gt=0)
     max_new_tokens: int = Field(gt=0)
     max_tokens: int = Field(gt=0)  # of prompt and longer answer
+    max_prompt_tokens: int = Field(gt=0)
+    max_answer_tokens: int = Field(gt=0)
     validation_share: float = Field(ge=0, lt=1)
     teacher: Teacher
 
@@ -57,7 +59,12 @@ def run(p: Params, *, raw: Path, base: Path, mix: Path, teacher: Path, out: Path
 
     def too_long(pair: Pair) -> bool:
         start = chat_format.render(template, pair.question)
-        return any(lengths.over(f"{start}{answer}{TEXT_END}", p.max_tokens) for answer in (pair.chosen, pair.rejected))
+        ends = [f"{answer}{TEXT_END}" for answer in (pair.chosen, pair.rejected)]
+        return (
+            lengths.over(start, p.max_prompt_tokens)
+            or any(lengths.over(end, p.max_answer_tokens) for end in ends)
+            or any(lengths.over(start + end, p.max_tokens) for end in ends)
+        )
 
     pairs = account.keep("pairs", pairs, alike=lambda pair: pair.chosen == pair.rejected, too_long=too_long)
     train, validation = mixing.held_out(pairs, p.validation_share)

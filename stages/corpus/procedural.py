@@ -2,16 +2,18 @@ r"""Grade-school word problems with worked solutions, and the plain text a small
 
 It stands in for the hub's data sets where there is no network and only a model of a million weights: the same schemas,
 far easier problems. A score on it says how the methods compare on this corpus and nothing about GSM8K itself: the
-language is a few templates, the numbers run from 2 to 10, and the test set asks the families that training has shown.
+language is a few templates, numbers are as large as `Ranges` says, and the test set asks the families that training has
+shown.
 
 The splits are kept apart by construction. Of each family with two or more steps, every tuple of numbers that it can
-take is listed, shuffled with a fixed seed and cut into the splits, so a tuple lives in one split only. A family of one
-step has too few tuples for that (`shared_facts` counts the overlap); its choices of phrasing and words are listed,
+take is listed, shuffled with a fixed seed and cut into the splits, so a tuple lives in one split only; where there are
+too many to list, a hash of the tuple decides, and tuples are drawn until enough are of the split. A family of one step has too few tuples for that (`shared_facts` counts the overlap); its choices of phrasing and words are listed,
 shuffled and cut instead. Either way no two splits can hold the same question. Small talk is cut like phrasings.
 
 Everything follows from string seeds and the standard library's Mersenne twister: the same text on every platform.
 """
 
+import hashlib
 import math
 import random
 import re
@@ -23,11 +25,11 @@ from typing import Any, TypeVar
 from stages.corpus.chat_format import alpaca, chatml, few_shot, gsm8k_answer, render, tagged_answer
 from stages.corpus.marks import TURN_END
 from stages.corpus.procedural_chat import CHATS
-from stages.corpus.procedural_families import FAMILIES, RESULTS, Family, Problem
+from stages.corpus.procedural_families import FAMILIES, OPERATIONS, SMALL, Family, Problem, Ranges
 from stages.harness.errors import InputError
 
 __all__ = [
-    "DOCUMENT_KINDS", "FAMILIES", "SOLVED", "SPLITS", "STEP_COUNTS", "Family", "Problem",
+    "DOCUMENT_KINDS", "FAMILIES", "SMALL", "SOLVED", "SPLITS", "STEP_COUNTS", "Family", "Problem", "Ranges",
     "as_dapo", "as_gsm8k", "as_openmathreasoning", "chat_rows", "pretraining_documents", "problems", "row_id",
     "shared_facts",
 ]  # fmt: skip
@@ -36,6 +38,8 @@ __all__ = [
 # about 4,800 tuples of its own: repeats are rare but for two steps, which has some 550 and tells them again after that.
 SPLIT_PER_CENT = {"pretraining": 40, "train": 30, "validation": 10, "test": 20}
 SPLITS = ("pretraining", "train", "validation", "test")
+LISTED = 100_000  # tuples of numbers that a family may have for them to be listed
+PATIENCE = 10_000  # tuples drawn in vain before a split counts as told out
 STEP_COUNTS = tuple(sorted({len(family.steps) for family in FAMILIES}))
 CORPUS_SEED = "mathmind corpus 1"  # decides which split holds what: another seed is another benchmark
 SHARE_TOLERANCE = 1e-6
@@ -44,7 +48,9 @@ T = TypeVar("T")
 Document = tuple[str, str]  # a prompt and its completion
 
 
-def problems(split: str, count: int, seed: int, step_shares: Mapping[int, float]) -> list[Problem]:
+def problems(
+    split: str, count: int, seed: int, step_shares: Mapping[int, float], ranges: Ranges = SMALL
+) -> list[Problem]:
     """`count` distinct problems of a split in random order, `step_shares` of them with each number of steps.
 
     Families with the same number of steps get equal parts; in each, no tuple of numbers is told again before all are.
@@ -55,9 +61,9 @@ def problems(split: str, count: int, seed: int, step_shares: Mapping[int, float]
     drawn = []
     for steps, wanted in _apportion(count, step_shares, STEP_COUNTS, "step_shares").items():
         families = [family for family in FAMILIES if len(family.steps) == steps]
-        room = {family: len(_numbers(family, split)) * len(_fillings(family, split)) for family in families}
+        room = {family: _room(family, split, ranges) for family in families}
         for family, part in _spread(wanted, room, f"{split}, {steps} steps").items():
-            drawn.extend(_told(family, split, part, rng))
+            drawn.extend(_told(family, split, part, rng, ranges))
     rng.shuffle(drawn)
     return drawn
 
@@ -162,7 +168,12 @@ DOCUMENT_KINDS = (*PROBLEM_DOCUMENTS, "arithmetic", "chat")
 
 
 def pretraining_documents(
-    count: int, seed: int, shares: Mapping[str, float], step_shares: Mapping[int, float], careless: float
+    count: int,
+    seed: int,
+    shares: Mapping[str, float],
+    step_shares: Mapping[int, float],
+    careless: float,
+    ranges: Ranges = SMALL,
 ) -> list[dict[str, str]]:
     """`count` documents {"kind", "prompt", "completion"} in random order, `shares` of them of each of DOCUMENT_KINDS.
 
@@ -174,30 +185,31 @@ def pretraining_documents(
     _check("pretraining", count)
     quotas = _apportion(count, shares, DOCUMENT_KINDS, "shares")
     rng = random.Random(f"{CORPUS_SEED}/documents/{seed}")
-    told = iter(problems("pretraining", sum(quotas.get(kind, 0) for kind in PROBLEM_DOCUMENTS), seed, step_shares))
+    wanted = sum(quotas.get(kind, 0) for kind in PROBLEM_DOCUMENTS)
+    told = iter(problems("pretraining", wanted, seed, step_shares, ranges))
     documents = []
     for kind, quota in quotas.items():
         if kind == "arithmetic":
-            texts = [("", _arithmetic(rng)) for _ in range(quota)]
+            texts = [("", _arithmetic(rng, ranges)) for _ in range(quota)]
         elif kind == "chat":
             talks = [row["conversations"] for row in chat_rows("pretraining", quota, seed)]
             texts = [_chat(request["value"], reply["value"]) for request, reply in talks]
         else:
             chosen = [next(told) for _ in range(quota)]
             if kind in SOLVED:
-                chosen = [_misread(problem) if rng.random() < careless else problem for problem in chosen]
+                chosen = [_misread(problem, ranges) if rng.random() < careless else problem for problem in chosen]
             texts = [PROBLEM_DOCUMENTS[kind](problem, rng) for problem in chosen]
         documents.extend({"kind": kind, "prompt": prompt, "completion": completion} for prompt, completion in texts)
     rng.shuffle(documents)
     return documents
 
 
-def _misread(problem: Problem) -> Problem:
+def _misread(problem: Problem, ranges: Ranges) -> Problem:
     """The problem with a sum for the last of several steps, where it calls for another operation and the sum can stand."""
     head, _, last = problem.working.rpartition("\n")
     left, sign, right = re.search(r"(\d+)([-+*/])(\d+)=", last).groups()
     result = int(left) + int(right)
-    if not head or sign == "+" or result not in RESULTS:
+    if not head or sign == "+" or result not in ranges.results:
         return problem
     last = last.replace(f"{left}{sign}{right}={problem.answer}", f"{left}+{right}={result}")
     return replace(problem, working=f"{head}\n{last}", answer=result)
@@ -224,7 +236,7 @@ CHAIN_SIGNS = "+++---*/"  # there are far more sums than table facts, so sums co
 LINES_SHARE = 0.25  # of the chains stand one fact a line, as working does
 
 
-def _arithmetic(rng: random.Random) -> str:
+def _arithmetic(rng: random.Random, ranges: Ranges) -> str:
     """A chain of true equations; about half carry on from the last result, as the steps of a working do.
 
     The equations are single facts, without words, from every working that any split can hold: arithmetic is common
@@ -233,42 +245,101 @@ def _arithmetic(rng: random.Random) -> str:
     facts = []
     for _ in range(rng.choice(CHAIN_LENGTHS)):
         sign = rng.choice(CHAIN_SIGNS)
-        carried = _facts(sign, facts[-1][-1]) if facts and rng.random() < 0.5 else []
-        left, right, result = rng.choice(carried or _facts(sign))
+        first = facts[-1][-1] if facts and rng.random() < 0.5 else None
+        left, right, result = _fact(sign, first, rng, ranges)
         facts.append((left, sign, right, result))
     between = "\n" if rng.random() < LINES_SHARE else " "
     return between.join(f"{left}{sign}{right}={result}." for left, sign, right, result in facts)
 
 
+def _fact(sign: str, first: int | None, rng: random.Random, ranges: Ranges) -> tuple[int, int, int]:
+    """A true (left, right, result) with this sign; `first` on its left where some working goes on from it in this way."""
+    if all(_is_listed(family, ranges) for family in FAMILIES):
+        carried = _facts(sign, ranges, first) if first is not None else []
+        return rng.choice(carried or _facts(sign, ranges))
+    while True:
+        left = rng.choice(ranges.results) if first is None else first
+        right = rng.choice(ranges.tables if sign in "*/" else ranges.named)
+        result = OPERATIONS[sign](left, right)
+        if result in ranges.results and (sign != "/" or left % right == 0):
+            return left, right, result
+        first = None
+
+
 @cache
-def _facts(sign: str, first: int | None = None) -> list[tuple[int, int, int]]:
+def _facts(sign: str, ranges: Ranges, first: int | None = None) -> list[tuple[int, int, int]]:
     """All (left, right, result) with this sign, and this left, that occur in some working, in ascending order."""
     if first is not None:
-        return [fact for fact in _facts(sign) if fact[0] == first]
-    solved = (family.solve(numbers) for family in FAMILIES for numbers in _space(family))
+        return [fact for fact in _facts(sign, ranges) if fact[0] == first]
+    solved = (family.solve(numbers, ranges) for family in FAMILIES for numbers in _space(family, ranges))
     return sorted({(left, right, result) for steps in solved for left, step, right, result in steps if step == sign})
 
 
-def _told(family: Family, split: str, count: int, rng: random.Random) -> list[Problem]:
+def _is_listed(family: Family, ranges: Ranges) -> bool:
+    return math.prod(map(len, family.space(ranges))) <= LISTED
+
+
+def _room(family: Family, split: str, ranges: Ranges) -> int:
+    """How many problems of a family a split can tell; of one that is not listed, more than that."""
+    if _is_listed(family, ranges):
+        return len(_numbers(family, split, ranges)) * len(_fillings(family, split))
+    return math.prod(map(len, family.space(ranges)))
+
+
+def _told(family: Family, split: str, count: int, rng: random.Random, ranges: Ranges) -> list[Problem]:
     """`count` distinct problems of a family, spread evenly over the split's tuples of numbers."""
-    numbers = rng.sample(_numbers(family, split), len(_numbers(family, split)))
+    if not _is_listed(family, ranges):
+        return _told_at_random(family, split, count, rng, ranges)
+    numbers = rng.sample(_numbers(family, split, ranges), len(_numbers(family, split, ranges)))
     each, over = divmod(count, len(numbers))
     told = []
     for index, chosen in enumerate(numbers):
         for filling in rng.sample(_fillings(family, split), each + (index < over)):
-            told.append(family.problem(chosen, filling))
+            told.append(family.problem(chosen, filling, ranges))
     return told
 
 
-@cache
-def _space(family: Family) -> list[tuple[int, ...]]:
-    return family.numbers()
+def _told_at_random(family: Family, split: str, count: int, rng: random.Random, ranges: Ranges) -> list[Problem]:
+    """`count` problems of a family whose tuples are too many to list; no tuple is told twice.
+
+    Raises InputError where so many do not turn up.
+    """
+    told: dict[tuple[int, ...], Problem] = {}
+    missed = 0
+    while len(told) < count:
+        numbers = tuple(rng.choice(each) for each in family.space(ranges))
+        if numbers in told or not family.solve(numbers, ranges) or _split_of(family, numbers) != split:
+            missed += 1
+            if missed > PATIENCE:
+                raise InputError(f"{split} asks for {count} problems of {family.name}, and after {len(told)} no more were found: "
+                                 "ask for fewer, or raise fetch.numbers")  # fmt: skip
+            continue
+        told[numbers] = family.problem(numbers, rng.randrange(family.fillings), ranges)
+        missed = 0
+    return list(told.values())
+
+
+def _split_of(family: Family, numbers: tuple[int, ...]) -> str:
+    """The one split that may tell these numbers."""
+    name = f"{CORPUS_SEED}/numbers/{family.name}/{numbers}"
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % 100
+    for split in SPLITS:
+        place -= SPLIT_PER_CENT[split]
+        if place < 0:
+            return split
+    raise ValueError("SPLIT_PER_CENT must sum to 100")
 
 
 @cache
-def _numbers(family: Family, split: str) -> Sequence[tuple[int, ...]]:
+def _space(family: Family, ranges: Ranges) -> list[tuple[int, ...]]:
+    return family.numbers(ranges)
+
+
+@cache
+def _numbers(family: Family, split: str, ranges: Ranges) -> Sequence[tuple[int, ...]]:
     """The tuples of numbers that a split may tell: all of a one-step family, the split's own of any other."""
-    return _space(family) if len(family.steps) == 1 else _divide(_space(family), f"numbers/{family.name}")[split]
+    space = _space(family, ranges)
+    return space if len(family.steps) == 1 else _divide(space, f"numbers/{family.name}")[split]
 
 
 @cache

@@ -1,8 +1,9 @@
 """The families of word problems: what is told, what is worked out, and which numbers and words fit.
 
 A family is one entry in FAMILIES. To add one, write its steps (`r1` is the result of the first step), its phrasings and
-one line of working a step; the numbers it can take follow from the steps. Vocabulary and numbers are small on purpose:
-a model of a million weights has to learn them, and a tokenizer of some 480 tokens has to hold them.
+one line of working a step; the numbers it can take follow from the steps and from Ranges. The vocabulary is small on
+purpose, and so are SMALL's numbers: a model of a million weights has to learn them, and a tokenizer of some 480 tokens has
+to hold them.
 """
 
 import itertools
@@ -14,9 +15,32 @@ from dataclasses import dataclass
 from functools import cached_property
 from string import Formatter
 
-NUMBERS = range(2, 11)  # what a question may name
-TABLES = range(2, 6)  # one factor of every product, and every divisor: the tables a tiny model learns
-RESULTS = range(2, 31)  # of every step: from 2, so that nouns stay plural; to 30, so that its sums are learned and not guessed
+from pydantic import Field
+
+from stages.harness.params import StageParams
+
+
+class Ranges(StageParams):
+    """How large numbers get; all begin at 2, so that nouns stay plural."""
+
+    largest: int = Field(ge=10)  # that a question may name
+    factor: int = Field(ge=5)  # one factor of every product, and every divisor, is at most this
+    result: int = Field(ge=30)  # of every step
+
+    @cached_property
+    def named(self) -> range:
+        return range(2, self.largest + 1)
+
+    @cached_property
+    def tables(self) -> range:
+        return range(2, self.factor + 1)
+
+    @cached_property
+    def results(self) -> range:
+        return range(2, self.result + 1)
+
+
+SMALL = Ranges(largest=10, factor=5, result=30)  # sums that a tiny model learns and need not guess
 
 NAMES = tuple("Tom Ben Sam Max Leo Dan Jack Adam Ann Mia Eva Zoe Lily Emma Kate Rosa".split())
 MEN = frozenset(NAMES[:8])
@@ -50,7 +74,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Family:
-    """One way of telling a problem: `tables` holds the letters that are limited to TABLES.
+    """One way of telling a problem: `tables` holds the letters that are limited to Ranges.tables.
 
     Raises ValueError when the entry contradicts itself: it is the programmer's to mend, and shows at import.
     """
@@ -95,13 +119,16 @@ class Family:
             len(WORDS[slot]) if slot in WORDS else len(WORDS[SECOND_WORDS[slot]]) - 1 for slot in self.slots
         )
 
-    def numbers(self) -> list[tuple[int, ...]]:
-        """Every tuple of numbers that this family can take, in ascending order."""
-        ranges = [TABLES if letter in self.tables else NUMBERS for letter in self.letters]
-        return [numbers for numbers in itertools.product(*ranges) if self.solve(numbers)]
+    def space(self, ranges: Ranges) -> list[range]:
+        """What each number is taken from; not every tuple can be solved."""
+        return [ranges.tables if letter in self.tables else ranges.named for letter in self.letters]
 
-    def solve(self, numbers: Sequence[int]) -> list[tuple[int, str, int, int]] | None:
-        """The steps as (left, operator, right, result); None where one leaves RESULTS or does not divide exactly."""
+    def numbers(self, ranges: Ranges = SMALL) -> list[tuple[int, ...]]:
+        """Every tuple of numbers that this family can take, in ascending order."""
+        return [numbers for numbers in itertools.product(*self.space(ranges)) if self.solve(numbers, ranges)]
+
+    def solve(self, numbers: Sequence[int], ranges: Ranges) -> list[tuple[int, str, int, int]] | None:
+        """The steps as (left, operator, right, result); None where one leaves the results or does not divide exactly."""
         values = {"2": 2, **dict(zip(self.letters, numbers, strict=True))}  # 2 is told in words: twice, half
         solved = []
         for count, (left, sign, right) in enumerate(self.equations, 1):
@@ -109,13 +136,13 @@ class Family:
             if sign == "/" and first % second:
                 return None
             result = values[f"r{count}"] = OPERATIONS[sign](first, second)
-            if result not in RESULTS:
+            if result not in ranges.results:
                 return None
             solved.append((first, sign, second, result))
         return solved
 
-    def problem(self, numbers: tuple[int, ...], filling: int) -> Problem:
-        """Tells the numbers (one of `numbers()`) with a choice of phrasing and words in 0..fillings-1."""
+    def problem(self, numbers: tuple[int, ...], filling: int, ranges: Ranges = SMALL) -> Problem:
+        """Tells the numbers (one of `numbers(ranges)`) with a choice of phrasing and words in 0..fillings-1."""
         filling, phrasing = divmod(filling, len(self.phrasings))
         words: dict[str, str | int] = dict(zip(self.letters, numbers, strict=True))
         places = {}
@@ -130,7 +157,7 @@ class Family:
         words["he"] = "he" if words["name"] in MEN else "she"
         words["He"] = words["he"].capitalize()
         plain, marked = [], []
-        for line, (left, sign, right, result) in zip(self.working, self.solve(numbers), strict=True):
+        for line, (left, sign, right, result) in zip(self.working, self.solve(numbers, ranges), strict=True):
             sum_ = f"{left}{sign}{right}="
             plain.append(line.format_map({**words, "equation": f"{sum_}{result}"}))
             marked.append(line.format_map({**words, "equation": f"{sum_}<<{sum_}{result}>>{result}"}))

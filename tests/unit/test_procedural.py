@@ -26,7 +26,7 @@ from stages.corpus.procedural import (
     row_id,
     shared_facts,
 )
-from stages.corpus.procedural_families import RESULTS, Family
+from stages.corpus.procedural_families import SMALL, Family, Ranges
 from stages.harness.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -146,7 +146,7 @@ def test_the_splits_cut_every_space_whole():
     for family in FAMILIES:
         longer = len(family.steps) > 1
         whole = family.numbers() if longer else range(family.fillings)
-        parts = [list((procedural._numbers if longer else procedural._fillings)(family, split)) for split in SPLITS]
+        parts = [list(procedural._numbers(family, split, SMALL) if longer else procedural._fillings(family, split)) for split in SPLITS]
         assert sorted(sum(parts, [])) == list(whole), family.name
         assert all(parts), family.name
 
@@ -156,7 +156,7 @@ def test_numbers_repeat_only_when_the_split_has_no_more():
     uses = Counter((problem.family, problem.numbers) for problem in told)
     for family in FAMILIES:
         counts = [count for (name, _), count in uses.items() if name == family.name]
-        assert not counts or max(counts) == 1 or len(counts) == len(procedural._numbers(family, "test"))
+        assert not counts or max(counts) == 1 or len(counts) == len(procedural._numbers(family, "test", SMALL))
 
 
 def test_one_step_facts_are_shared_and_counted(corpus):
@@ -364,12 +364,12 @@ def test_careless_solutions_add_in_their_last_step_where_they_must_not(share):
     for row in rows:
         problem = answers[re.search(r"Question: (.*)\nAnswer:", row["prompt"])[1]]
         true, told = equations(problem.working), equations(row["completion"])
-        assert told[:-1] == true[:-1] and is_true(*told[-1]) and told[-1][-1] in RESULTS
+        assert told[:-1] == true[:-1] and is_true(*told[-1]) and told[-1][-1] in SMALL.results
         assert row["completion"].endswith(f"#### {told[-1][-1]}")
         if told[-1] != true[-1]:
             assert told[-1][:3] == (true[-1][0], "+", true[-1][2]) and true[-1][1] != "+"
             changed[problem.steps] += 1
-        could_change[problem.steps] += true[-1][1] != "+" and true[-1][0] + true[-1][2] in RESULTS
+        could_change[problem.steps] += true[-1][1] != "+" and true[-1][0] + true[-1][2] in SMALL.results
     assert changed[1] == 0
     for steps in (2, 3, 4):
         assert could_change[steps] > 350 and changed[steps] == pytest.approx(share * could_change[steps], rel=0.1)
@@ -399,3 +399,47 @@ def test_seeds_differ_and_repeat():
     assert problems("train", 50, 1, EVEN) == problems("train", 50, 1, EVEN)
     assert problems("train", 50, 1, EVEN) != problems("train", 50, 2, EVEN)
     assert chat_rows("train", 50, 1) != chat_rows("train", 50, 2)
+
+
+LARGE = Ranges(largest=60, factor=12, result=999)
+LONGER = {2: 0.3, 3: 0.4, 4: 0.3}
+
+
+@pytest.fixture(scope="module")
+def large():
+    return {split: problems(split, 1500, 7, LONGER, LARGE) for split in SPLITS}
+
+
+def test_large_numbers_make_true_workings_within_their_ranges(large):
+    for told in large.values():
+        assert len({problem.question for problem in told}) == len(told)
+        for problem in told:
+            found = re.findall(r"(\d+)([-+*/])(\d+)=(\d+)", problem.working)
+            assert len(found) == problem.steps and found[-1][-1] == str(problem.answer)
+            assert all(is_true(int(a), sign, int(b), int(c)) and int(c) in LARGE.results for a, sign, b, c in found)
+            assert set(problem.numbers) <= set(LARGE.named)
+    assert max(problem.answer for problem in large["test"]) > 500 and {problem.steps for problem in large["test"]} == {2, 3, 4}
+
+
+def test_no_two_splits_tell_the_same_large_numbers_in_a_family(large):
+    numbers = [{(problem.family, problem.numbers) for problem in large[split]} for split in SPLITS]
+    assert sum(map(len, numbers)) == len(set().union(*numbers))
+
+
+def test_large_numbers_come_again_with_the_seed():
+    first, again, other = (problems("test", 200, seed, LONGER, LARGE) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_space_too_large_to_list_says_when_it_is_told_out():
+    wide = Ranges(largest=150, factor=5, result=30)  # few of its 3 million tuples stay below 30
+    with pytest.raises(InputError, match="no more were found: ask for fewer, or raise fetch.numbers"):
+        problems("test", 40_000, 0, {3: 1.0}, wide)
+
+
+def test_documents_with_large_numbers_tell_no_problem_of_the_other_splits(large):
+    rows = pretraining_documents(2000, 3, {"worked": 0.7, "arithmetic": 0.3}, LONGER, careless=0.3, ranges=LARGE)
+    read = {row["prompt"] for row in rows}
+    assert not any(any(problem.question in prompt for prompt in read) for split in ("train", "test") for problem in large[split][:100])
+    sums = [fact for row in rows if row["kind"] == "arithmetic" for fact in re.findall(r"(\d+)([-+*/])(\d+)=(\d+)", row["completion"])]
+    assert len(sums) > 2000 and all(is_true(int(a), sign, int(b), int(c)) and int(c) in LARGE.results for a, sign, b, c in sums)
