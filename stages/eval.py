@@ -6,11 +6,12 @@ With `n_samples` above 1 each question is also answered so many times at a tempe
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from stages.harness import measures
+from stages.harness.errors import InputError
 from stages.harness.jsonl import read_rows, write_json, write_rows
 from stages.harness.params import StageParams
 from stages.inference.asking import ask
@@ -24,14 +25,18 @@ OWN = "own"  # the prompt of a model that carries its template
 SAMPLED = ("completion", "answer", "correct", "finish_reason", "tokens")  # what a row keeps of each sampled answer
 
 
+Places = Annotated[tuple[int, ...], Field(strict=False, min_length=1)]  # of test rows, from 0
+
+
 class Params(StageParams):
-    """Greedy, on every test row or the first so many."""
+    """Greedy, on every test row or some."""
 
     seed: int  # draws the samples, and the bootstrap of BLEU's interval
     engine: Literal["transformers", "vllm"]
     batch_size: int = Field(gt=0)
     max_new_tokens: int = Field(gt=0)  # an answer cut here counts in `truncated`
-    problems: int | None = Field(gt=0)  # null: the whole test set
+    problems: Annotated[int, Field(gt=0)] | Places | None  # the first so many test rows, those at some places, null: all
+    subset: Places | None  # test rows whose scores are told apart, beside all that were asked
     base_prompts: tuple[Literal["chatml", "alpaca", "few_shot"], ...] = Field(strict=False, min_length=1)
     n_samples: int = Field(gt=0)
     temperature: float = Field(gt=0)  # of the samples
@@ -40,7 +45,11 @@ class Params(StageParams):
 def run(p: Params, *, model: Path, mix: Path, out_metrics: Path, out_predictions: Path) -> None:
     """Writes the scores, with the prompt that earned them, and one row an answer."""
     engine = _engine(p, model)
-    test = list(read_rows(mix / "test.jsonl"))[: p.problems]
+    rows = list(read_rows(mix / "test.jsonl"))
+    test = rows[: p.problems] if p.problems is None or isinstance(p.problems, int) else _at(rows, p.problems, "problems")
+    subset = _at(rows, p.subset, "subset") if p.subset else []
+    if any(row not in test for row in subset):
+        raise InputError("params.yaml: eval.subset names a place that eval.problems leaves out: ask all problems, or fewer apart")
     templates = {OWN: engine.template} if engine.template else {
         name: (mix / "prompts" / f"{name}.jinja").read_text(encoding="utf-8") for name in p.base_prompts
     }  # fmt: skip
@@ -58,6 +67,9 @@ def run(p: Params, *, model: Path, mix: Path, out_metrics: Path, out_predictions
         "prompts": scores,
         "bleu_signature": bleu.signature(),
     }
+    if subset:
+        named = {row["id"] for row in subset}
+        found["subset"] = model_scores(judge_all([row for row in answers[best] if row["id"] in named], subset), seed=p.seed)
     if p.n_samples > 1:
         samples = _samples(p, engine, best, templates[best], test)
         found["samples"] = _sample_scores(p, samples, test)
@@ -67,6 +79,13 @@ def run(p: Params, *, model: Path, mix: Path, out_metrics: Path, out_predictions
     write_rows(out_predictions, answers[best])
     write_json(out_metrics, found)
     measures.note(tokens=sum(row["tokens"] for rows in answers.values() for row in rows))
+
+
+def _at(rows: list[Row], places: Places, name: str) -> list[Row]:
+    """The rows at these places, in the order of the test."""
+    if beyond := [place for place in places if not 0 <= place < len(rows)]:
+        raise InputError(f"params.yaml: eval.{name} names place {beyond[0]} of a test of {len(rows)} rows: count from 0")
+    return [rows[place] for place in sorted(set(places))]
 
 
 def _engine(p: Params, model: Path) -> Engine:

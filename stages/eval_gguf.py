@@ -47,7 +47,8 @@ class Params(StageParams):
 def run(p: Params, *, gguf: Path, mix: Path, reference: Path, out_metrics: Path, out_predictions: Path) -> None:
     """Writes the scored form's scores, every form's beside the merged model's text, and one row an answer and form."""
     merged = list(read_rows(reference))[: p.problems]
-    test = list(read_rows(mix / "test.jsonl"))[: len(merged)]
+    asked = {row["id"] for row in merged}
+    test = [row for row in read_rows(mix / "test.jsonl") if row["id"] in asked]
     forms = [file.stem for file in sorted(gguf.glob("*.gguf"))]
     if p.scored not in forms:
         raise InputError(f"{gguf} has no {p.scored}.gguf, which eval_gguf.scored names: add it to gguf_export.files")

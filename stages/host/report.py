@@ -100,6 +100,7 @@ def _rendered(template: str, results: Results, *, escape: bool, **more: Any) -> 
         stages=stages,
         most_seconds=max((row["seconds"] for row in stages), default=0),
         most_memory=max((row["peak_memory_mib"] for row in stages), default=0),
+        most_gpu_memory=max((row["peak_gpu_memory_mib"] for row in stages), default=0),
         sources=tables.data_sources(results),
         provenance=tables.provenance(results), facts=FACTS,
         absent_accounts=[(stage, path) for stage, path in ACCOUNTS.items() if stage not in results.accounts],

@@ -95,7 +95,7 @@ def _seed_runs(results: Results) -> dict[str, list[Row]]:
 
 
 def time_by_stage(results: Results) -> list[Row]:
-    """The graph's stages in order: runs, seconds added, the largest peak in MiB, tokens a second over all runs."""
+    """The graph's stages in order: runs, seconds added, the largest peaks in MiB, tokens a second over all runs."""
     stages: dict[str, list[Row]] = {}
     for name, record in results.timing.items():
         stages.setdefault(name.partition("@")[0], []).append(record)
@@ -105,6 +105,7 @@ def time_by_stage(results: Results) -> list[Row]:
             "runs": len(records),
             "seconds": sum(record["seconds"] for record in records),
             "peak_memory_mib": max(record["peak_memory_mib"] for record in records),
+            "peak_gpu_memory_mib": max(record.get("peak_gpu_memory_mib", 0) for record in records),
             "tokens_per_second": sum(record.get("tokens", 0) for record in records)
             / max(sum(record["seconds"] for record in records), 0.01),
         }
@@ -187,7 +188,7 @@ def _joined(values: list[Any]) -> str:
 
 def counts(record: Row) -> str:
     """What a stage counted besides time and memory, in words."""
-    shown = ("seconds", "peak_memory_mib", "tokens_per_second")
+    shown = ("seconds", "peak_memory_mib", "peak_gpu_memory_mib", "tokens_per_second")
     return ", ".join(
         f"{name.replace('_', ' ')} {value:,}"
         for name, value in record.items()

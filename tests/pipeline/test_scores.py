@@ -87,11 +87,41 @@ def test_samples_beside_the_greedy_answer_give_pass_at_k_and_maj_at_k(scored):
     assert set(found["maj_at_k"]) == {"1", "2", "4"} and found["maj_at_k"]["1"] == found["pass_at_k"]["1"]
 
 
+def test_some_test_problems_are_asked_alone_or_told_apart(scored):
+    paths = {"model": "merged", "mix": "mix", "out_metrics": "some.json", "out_predictions": "some.jsonl"}
+    whole = {row["id"]: row for row in read_rows(scored / "predictions/qlora.jsonl")}
+    chosen = [read_row["id"] for place, read_row in enumerate(read_rows(scored / "mix/test.jsonl")) if place in (3, 5, 11)]
+
+    scored.set_params({"eval.problems": [11, 3, 5]})
+    scored.do("eval", **paths)
+    alone = list(read_rows(scored / "some.jsonl"))
+    assert [row["id"] for row in alone] == chosen
+    assert [row["completion"] for row in alone] == [whole[name]["completion"] for name in chosen]
+    scored.set_params({"eval_gguf.largest_drop": {"f16": None, "q8_0": None, "q4_k_m": None}})
+    scored.do("eval-gguf", gguf="gguf-scored", mix="mix", reference="some.jsonl", out_metrics="g.json", out_predictions="g.jsonl")
+    assert {row["id"] for row in read_rows(scored / "g.jsonl")} == set(chosen)
+
+    scored.set_params({"eval.subset": [11, 3, 5]})
+    scored.do("eval", **paths)
+    found = read_json(scored / "some.json")
+    assert found["scores"]["n"] == len(whole) and found["subset"]["n"] == 3
+    assert found["subset"]["pass_at_1"] == pytest.approx(sum(whole[name]["correct"] for name in chosen) / 3, abs=1e-6)
+
+    for changes, sentence in (
+        ({"eval.problems": 5, "eval.subset": [11]}, "eval.subset names a place that eval.problems leaves out"),
+        ({"eval.problems": [10_000]}, "eval.problems names place 10000 of a test of"),
+    ):
+        scored.set_params(changes)
+        done = scored.run("eval", **paths)
+        assert done.returncode == 2 and sentence in done.stdout
+    scored.set_params({})
+
+
 def test_an_engine_that_needs_a_gpu_says_so(scored):
     scored.set_params({"eval.engine": "vllm"})
     done = scored.run("eval", model="merged", mix="mix", out_metrics="no.json", out_predictions="no.jsonl")
     scored.set_params({})
-    assert done.returncode == 2 and "eval.engine: vllm needs a CUDA GPU" in done.stdout
+    assert done.returncode == 2 and "the engine vllm needs a CUDA GPU" in done.stdout
 
 
 def test_metrics_are_mappings_of_numbers_alone(scored):

@@ -29,7 +29,6 @@ REPORT = {
         "precision": "fp16", "scheduler": "linear", "optimizer": "adamw_8bit", "per_device_batch": 2, "accumulation": 4,
         "max_steps": -1, "epochs": 1.0, "beta": 0.1, "max_length": 2048,
     },
-    "eval": {"problems": 100},
 }  # fmt: skip
 TRAINING = ("sft", "qlora", "grpo", "orpo")
 
@@ -77,3 +76,9 @@ def test_report_h200_is_the_same_recipe(section):
     assert {name for name in theirs if theirs[name] != ours[name]} <= used
     batch = [values["per_device_batch"] * values["accumulation"] for values in (theirs, ours)]
     assert batch[0] == batch[1]
+
+
+def test_the_reports_hundred_are_asked_alone_on_a_t4_and_told_apart_on_an_h200():
+    asked, apart = profile("report-t4")["eval"]["problems"], profile("report-h200")["eval"]["subset"]
+    assert asked == apart == sorted(set(asked)) and len(asked) == 100 and 0 <= asked[0] and asked[-1] < 1319
+    assert profile("report-h200")["eval"]["problems"] is None

@@ -172,6 +172,19 @@ def test_levels_are_said_not_to_compare_unless_the_profile_is_the_reports(copy, 
     assert all(("cannot be compared in level" in path.read_text()) is said for path in write_reports(copy))
 
 
+def test_a_gpus_memory_and_the_scores_of_a_subset_are_shown_where_there_are_any(copy):
+    assert not any("on the GPU" in path.read_text() or "eval.subset" in path.read_text() for path in write_reports(copy))
+    timing, comparison = copy / "results/timing/qlora.json", copy / "results/comparison.json"
+    write_json(timing, {**read_json(timing), "peak_gpu_memory_mib": 13_937})
+    found, scores = read_json(comparison), read_json(copy / "metrics.json")["models"]["qlora"]
+    found["models"]["qlora"]["subset"] = {**scores, "n": 17, "pass_at_1": 0.352941}
+    write_json(comparison, found)
+    markdown, html = (path.read_text() for path in sorted(write_reports(copy), key=lambda path: path.suffix, reverse=True))
+    assert "| on the GPU |" in markdown and "| 13937 |" in markdown
+    assert "qlora on the 17 problems of eval.subset: 35.3%" in markdown and "qlora on the 17 problems of eval.subset" in html
+    assert "on the GPU, MiB" in html and "13,937" in html
+
+
 def test_the_packed_answers_are_the_predictions(made):
     packed = page_once(made).packed()
     names = [" ".join(filter(None, (model["name"], model["form"]))) for model in packed["models"]]
