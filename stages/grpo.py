@@ -11,6 +11,8 @@ from pydantic import Field
 
 from stages.corpus.marks import TURN_END
 from stages.harness.errors import InputError
+from stages.inference.vllm_engine import set_up_vllm
+from stages.training.models import frozen_hash, in_32_bits, load_tokenizer
 from stages.training.rewards import (
     check_exact_answer,
     check_final_answer,
@@ -18,8 +20,6 @@ from stages.training.rewards import (
     match_format_approximately,
     match_format_exactly,
 )
-from stages.inference.vllm_engine import set_up_vllm
-from stages.training.models import frozen_hash, in_32_bits, load_tokenizer
 from stages.training.rollouts import Rollouts, VllmRollouts, rollout_trainer
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
