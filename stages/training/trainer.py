@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,15 +104,17 @@ def dataset(path: Path, columns: tuple[str, ...]):
 def train(stage: str, trainer, *, checkpoints: Path, out: Path, out_curve: Path) -> None:
     """Trains from the last whole checkpoint of a killed run of the same key, or from the start.
 
-    Writes the adapter with its tokenizer to `out` and what the trainer logged to `out_curve`; notes steps and, where the
-    trainer counts them (orpo's does not), tokens.
+    Writes the adapter with its tokenizer to `out` and what the trainer logged to `out_curve`; notes steps, the seconds that
+    they took and, where the trainer counts them (orpo's does not), tokens.
     """
     from transformers.trainer_callback import PrinterCallback
 
     curve = Curve()
     trainer.remove_callback(PrinterCallback)  # our own callback shows progress
     trainer.add_callback(recorder(curve, stage, trainer.args.max_steps))
+    started = time.monotonic()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
+    measures.note(training_seconds=round(time.monotonic() - started, 2))
     save_adapter(trainer.model, trainer.processing_class, out)
     curve.write(out_curve)
     measures.note(steps=trainer.state.global_step)

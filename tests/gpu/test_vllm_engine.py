@@ -1,10 +1,7 @@
-"""vLLM beside transformers, on a CUDA GPU, with the embedded profile's own merged model: run `make repro` first.
+"""vLLM beside transformers, on a CUDA GPU, with a small merged model.
 
-    python -m pytest tests/gpu/test_vllm_engine.py
+    python -m pytest -m gpu tests/gpu
 """
-
-import os
-from pathlib import Path
 
 import pytest
 
@@ -13,22 +10,19 @@ from stages.harness.jsonl import read_rows
 from stages.inference.engine import Sampling
 
 pytestmark = pytest.mark.gpu
-ROOT = Path(__file__).resolve().parents[2]
-MODEL = Path(os.environ.get("MATHMIND_TEST_MODEL", ROOT / "models/merged/sft"))
-TEST = Path(os.environ.get("MATHMIND_TEST_ROWS", ROOT / "data/mix/test.jsonl"))
 GREEDY = Sampling(max_new_tokens=96)
 
 
 @pytest.fixture(scope="module")
-def vllm():
+def vllm(place):
     from stages.inference.vllm_engine import VllmEngine
 
-    return VllmEngine(MODEL)
+    return VllmEngine(place / "merged")
 
 
 @pytest.fixture(scope="module")
-def prompts(vllm):
-    return [render(vllm.template, row["question"]) for row in read_rows(TEST)]
+def prompts(place, vllm):
+    return [render(vllm.template, row["question"]) for row in read_rows(place / "mix/test.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +30,10 @@ def greedy(vllm, prompts):
     return vllm.generate(prompts, GREEDY)
 
 
-def test_the_same_answers_come_from_both_engines(greedy, prompts):
+def test_the_same_answers_come_from_both_engines(place, greedy, prompts):
     from stages.inference.transformers_engine import TransformersEngine
 
-    theirs = TransformersEngine.from_folder(MODEL, batch_size=500).generate(prompts, GREEDY)
+    theirs = TransformersEngine.from_folder(place / "merged", batch_size=500).generate(prompts, GREEDY)
     same = sum(a.text == b.text for a, b in zip(greedy, theirs, strict=True))
     print(f"same text: {same} of {len(prompts)}")
     assert same >= 0.95 * len(prompts)  # both in 16 bits, whose last bit the kernels' order of sums decides

@@ -77,7 +77,11 @@ class Workplace:
     def __init__(self, folder: Path, profile: str = "embedded", made_small: Mapping[str, Any] = CHANGES) -> None:
         self.folder, self.profile, self.made_small = folder, profile, made_small
         self.runs = 0
-        self.environment = {"PATH": os.environ["PATH"], **determinism(ROOT), "PYTHONPATH": str(ROOT)}
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            **determinism(ROOT),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        }
         self.set_params({})
 
     def set_params(self, changes) -> None:

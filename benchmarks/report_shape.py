@@ -1,0 +1,193 @@
+"""The report's trainings at the shape of its model, a few updates each: do they fit, how fast are they, are losses finite.
+
+    python benchmarks/report_shape.py VOCABULARY --profile report-t4 --gib 15 --turing --json FILE
+
+Weights are random, the shape is the profile's (Qwen1.5-4B); VOCABULARY is Qwen2's real one (see prepare_mix.py), and rows are text
+of our own in the report's schemas and lengths, brought through the stages fetch, prepare-mix and preference-pairs. Each method
+then runs as its stage runs, in a process of its own.
+
+--gib limits a process to so much of the card (torch's allocator refuses more; the CUDA context, about half a GiB, comes on top).
+--turing leaves out what compute capability 7.5 has no kernels for: flash attention, and vLLM's attention but in Triton.
+--backend, --only METHOD, --set grpo.nf4=true ... change what is run. --shrink makes a model of a few weights, to try this script.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from prepare_mix import ROOT, environment, make_tables, make_tokenizer
+from ruamel.yaml import YAML
+
+METHODS = ("sft", "qlora", "orpo", "grpo")
+INPUTS = {
+    "prepare-mix": {"raw": "raw", "tokenizer": "base", "out": "mix"},
+    "preference-pairs": {"raw": "raw", "base": "base", "mix": "mix", "teacher": "teacher", "out": "pairs"},
+    "sft": {"base": "base", "mix": "mix"},
+    "qlora": {"base": "base", "mix": "mix"},
+    "orpo": {"base": "base", "pairs": "pairs"},
+    "grpo": {"base": "base", "mix": "mix", "adapter": "sft"},
+}
+ROWS = 0.02  # of the published sizes: enough for the updates here
+PAD = "<|pad|>"
+SHRUNK = {"hidden": 256, "layers": 2, "heads": 4, "kv_heads": 4, "ffn": 512}
+TIME_LIMIT = 400  # seconds for a method
+
+
+def main() -> None:
+    chosen = _arguments()
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        make_tables(ROWS)
+        values = _params(chosen)
+        make_tokenizer(chosen.vocabulary)
+        make_base(values["base_model"]["architecture"], chosen.shrink)
+        Path("teacher").mkdir()
+        for stage in ("prepare-mix", "preference-pairs"):
+            _run(stage, chosen, check=True)
+        for method in METHODS:
+            if method in chosen.only:
+                results.append(_row(method, chosen, values[method]))
+                print(json.dumps(results[-1]), flush=True)
+    columns = [*dict.fromkeys(key for row in results for key in row if key != "losses")]
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+    for row in results:
+        print(f"| {' | '.join(str(row.get(column, '')) for column in columns)} |")
+    if chosen.json:
+        chosen.json.write_text(json.dumps({"command": sys.argv[1:], "methods": results}, indent=2) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("vocabulary", type=lambda text: Path(text).absolute())
+    parser.add_argument("--profile", default="report-t4")
+    parser.add_argument("--backend", default="transformers")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--gib", type=float, default=0, help="limit; 0: the whole card")
+    parser.add_argument("--turing", action="store_true")
+    parser.add_argument("--only", nargs="+", default=list(METHODS))
+    parser.add_argument("--set", nargs="+", default=[], dest="changes", metavar="KEY=VALUE")
+    parser.add_argument("--shrink", action="store_true")
+    parser.add_argument("--json", type=lambda text: Path(text).absolute())
+    return parser.parse_args()
+
+
+def _params(chosen: argparse.Namespace) -> dict:
+    """Writes params.yaml: the profile, fetched from local tables, with so many steps."""
+    yaml = YAML(typ="safe")
+    sources = yaml.load(Path("params.yaml"))["fetch"]["sources"]
+    values = yaml.load((ROOT / f"params/{chosen.profile}.yaml").read_text(encoding="utf-8"))
+    values["fetch"]["sources"] = sources
+    values["prepare_mix"]["sft_rows"] = None
+    for method in METHODS:
+        values[method] |= {"max_steps": chosen.steps, "log_every": 1, "save_every": 10_000, "backend": chosen.backend}
+    values["qlora"]["eval_every"] = 10_000
+    for change in chosen.changes:
+        *path, name = (key := change.partition("=")[0]).split(".")
+        section = values
+        for part in path:
+            section = section[part]
+        section[name] = yaml.load(change.removeprefix(f"{key}="))
+    with open("params.yaml", "w") as file:
+        YAML().dump(values, file)
+    return values
+
+
+def make_base(size: dict, shrink: bool) -> None:
+    """base/: a Qwen2 of this size with random weights in 16 bits, embeddings untied as in Qwen1.5-4B, and its tokenizer."""
+    import torch
+    from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    size = size | (SHRUNK if shrink else {})
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file="tokenizer/tokenizer.json", eos_token="<|endoftext|>", pad_token=PAD)
+    tokenizer.save_pretrained("base")
+    config = Qwen2Config(
+        vocab_size=151_936, hidden_size=size["hidden"], num_hidden_layers=size["layers"], num_attention_heads=size["heads"],
+        num_key_value_heads=size["kv_heads"], intermediate_size=size["ffn"], max_position_embeddings=size["positions"],
+        rope_parameters={"rope_type": "default", "rope_theta": size["rope_theta"]}, initializer_range=size["init_std"],
+        tie_word_embeddings=False, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = Qwen2ForCausalLM(config)
+    stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained("base")
+
+
+def _run(stage: str, chosen: argparse.Namespace, check: bool = False) -> subprocess.CompletedProcess:
+    """A stage in a process of its own, below the limit."""
+    shutil.rmtree("scratch", ignore_errors=True)
+    for folder in ("checkpoints", "tmp"):
+        Path("scratch", folder).mkdir(parents=True)
+    paths = {"out": stage, "out_curve": f"{stage}.csv", **INPUTS[stage]}
+    if stage not in METHODS:
+        del paths["out_curve"]
+    options = [part for name, path in paths.items() for part in (f"--{name.replace('_', '-')}", path)]
+    limits = [str(chosen.gib), str(int(chosen.turing))]
+    command = [sys.executable, __file__, "stage", *limits, stage, "--scratch", "scratch", "--local-files", "local", *options]
+    home = str(Path("scratch/tmp").absolute())
+    done = subprocess.run(
+        command, env={**environment(), "HOME": home, "TMPDIR": home}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=TIME_LIMIT, check=False,
+    )  # fmt: skip
+    if check and done.returncode:
+        sys.exit(done.stdout)
+    return done
+
+
+def run_stage(gib: float, turing: bool, arguments: list[str]) -> int:
+    """The stage's own entry, in a process that holds so much of the card at most."""
+    import torch
+
+    if gib and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(gib * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    if turing:
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        os.environ["VLLM_ATTENTION_BACKEND"] = "TRITON_ATTN"
+        os.environ["VLLM_BATCH_INVARIANT"] = "0"
+    from stages.harness.run_stage import main as enter
+
+    return enter(arguments)
+
+
+def _row(method: str, chosen: argparse.Namespace, values: dict) -> dict:
+    """What a method took; or why it did not end."""
+    about = {"method": method, "backend": chosen.backend, "precision": values["precision"]}
+    try:
+        done = _run(method, chosen)
+    except subprocess.TimeoutExpired:
+        return about | {"end": f"longer than {TIME_LIMIT} s"}
+    if done.returncode:
+        lines = done.stdout.strip().splitlines()
+        why = next((line for line in reversed(lines) if "OutOfMemory" in line or "Error" in line), lines[-1] if lines else "")
+        return about | {"end": why[:300]}
+    record = json.loads(Path("scratch/stage.json").read_text())
+    with open(f"{method}.csv") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row.get("loss")]
+    seconds = record.get("training_seconds", record["seconds"])
+    return about | {
+        "end": "finite" if losses and all(map(math.isfinite, losses)) else "not finite",
+        "updates": record["steps"],
+        "seconds": round(seconds, 1),
+        "peak GPU MiB": record.get("peak_gpu_memory_mib", ""),
+        "tokens a second": round(record["tokens"] / seconds) if "tokens" in record else "",
+        "losses": losses,
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["stage"]:
+        status = run_stage(float(sys.argv[2]), bool(int(sys.argv[3])), sys.argv[4:])
+        sys.stdout.flush()
+        os._exit(status)
+    main()

@@ -1,0 +1,75 @@
+"""A small `scratch-gpu` on the GPU of this machine: 85 million weights, briefly trained, and runs of every method on it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.conftest import Workplace
+
+UPDATES = 20
+MADE_SMALL = {
+    "fetch.sources.pretraining.rows": 20_000,
+    "base_model.steps": 300,
+    "preference_pairs.questions": 300,
+    "sft.max_steps": UPDATES,
+    "sft.log_every": 1,
+    "qlora.max_steps": UPDATES,
+    "qlora.log_every": 1,
+    "qlora.eval_every": 10,
+    "qlora.save_every": 10,
+    "orpo.max_steps": UPDATES,
+    "orpo.log_every": 1,
+    "orpo.save_every": 10,
+    "grpo.max_steps": 6,
+    "grpo.save_every": 3,
+}
+INPUTS = {
+    "sft": {"base": "base", "mix": "mix"},
+    "qlora": {"base": "base", "mix": "mix"},
+    "orpo": {"base": "base", "pairs": "pairs"},
+    "grpo": {"base": "base", "adapter": "sft", "mix": "mix"},
+}
+AT_ONCE = 4  # runs that share the GPU
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Workplace:
+    """Everything up to sft and its merged model, by the stages themselves."""
+    made = Workplace(tmp_path_factory.mktemp("gpu"), "scratch-gpu", MADE_SMALL)
+    made.do("fetch", sources_lock="params.yaml", out="raw")
+    made.do("base-model", raw="raw", sources_lock="params.yaml", out="base", out_curve="base.csv")
+    made.do("prepare-mix", raw="raw", tokenizer="base", out="mix")
+    (made / "teacher").mkdir()
+    made.do("preference-pairs", raw="raw", base="base", mix="mix", teacher="teacher", out="pairs")
+    made.do("sft", base="base", mix="mix", out="sft", out_curve="sft.csv")
+    made.do("merge", base="base", adapter="sft", out="merged")
+    return made
+
+
+def beside(place: Workplace, name: str, changes: dict) -> Workplace:
+    """A workplace with parameters of its own that reads the inputs of `place`."""
+    folder = place / f"runs/{name}"
+    folder.mkdir(parents=True)
+    return Workplace(folder, "scratch-gpu", {**MADE_SMALL, **changes})
+
+
+def inputs(place: Workplace, method: str) -> dict[str, str]:
+    return {name: str(place / path) for name, path in INPUTS[method].items()}
+
+
+@pytest.fixture(scope="session")
+def train(place):
+    """Trains a method under each of some changes of its section, side by side; returns the folders, which hold out and curve.csv."""
+
+    def one(method: str, name: str, changes: dict) -> Path:
+        run = beside(place, f"{method}-{name}", {f"{method}.{key}": value for key, value in changes.items()})
+        run.do(method, **inputs(place, method), out="out", out_curve="curve.csv")
+        return run.folder
+
+    def all_of(method: str, runs: dict[str, dict]) -> list[Path]:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            started = [pool.submit(one, method, name, changes) for name, changes in runs.items()]
+            return [run.result() for run in started]
+
+    return all_of
