@@ -1,8 +1,8 @@
 """The families of word problems: what is told, what is worked out, and which numbers and words fit.
 
 A family is one entry in FAMILIES. To add one, write its steps (`r1` is the result of the first step), its phrasings and
-one line of working a step; the numbers it can take follow from the steps. Vocabulary and numbers are small on purpose:
-a model of a million weights has to learn them, and a tokenizer of some 480 tokens has to hold them.
+one line of working a step; the numbers it can take follow from the steps and from Limits. The vocabulary is small on
+purpose: a model of a million weights has to learn it, and a tokenizer of some 480 tokens has to hold it.
 """
 
 import itertools
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from string import Formatter
 
-NUMBERS = range(2, 11)  # what a question may name
-TABLES = range(2, 6)  # one factor of every product, and every divisor: the tables a tiny model learns
-RESULTS = range(2, 31)  # of every step: from 2, so that nouns stay plural; to 30, so that its sums are learned and not guessed
+from pydantic import Field, model_validator
+
+from stages.harness.params import StageParams
+
+SMALLEST = 2  # of all numbers and results, so that nouns stay plural
 
 NAMES = tuple("Tom Ben Sam Max Leo Dan Jack Adam Ann Mia Eva Zoe Lily Emma Kate Rosa".split())
 MEN = frozenset(NAMES[:8])
@@ -35,6 +37,20 @@ EQUATION = re.compile(r"(\w+)([-+*/])(\w+)")
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 
+class Limits(StageParams):
+    """The largest numbers that a problem may hold; the smallest is SMALLEST."""
+
+    largest: int = Field(ge=SMALLEST)  # that a question may name
+    factor: int = Field(ge=SMALLEST)  # of one factor of every product, and of every divisor
+    result: int = Field(ge=SMALLEST)  # of every step
+
+    @model_validator(mode="after")
+    def _factors_are_named(self) -> "Limits":
+        if self.factor > self.largest:
+            raise ValueError("factor must not be above largest, as a question names it")
+        return self
+
+
 @dataclass(frozen=True)
 class Problem:
     """A word problem with its working: plain, and with GSM8K's calculator marks."""
@@ -50,20 +66,23 @@ class Problem:
 
 @dataclass(frozen=True)
 class Family:
-    """One way of telling a problem: `tables` holds the letters that are limited to TABLES.
+    """One way of telling a problem: `factors` holds the letters that are limited to Limits.factor.
 
     Raises ValueError when the entry contradicts itself: it is the programmer's to mend, and shows at import.
     """
 
     name: str
     steps: tuple[str, ...]
-    tables: str
+    factors: str
     phrasings: tuple[str, ...]
     working: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.working):
             raise ValueError(f"{self.name}: one line of working a step is needed")
+        for left, sign, right in self.equations:
+            if sign in "*/" and not {right, left if sign == "*" else right} & {*self.factors, "2"}:
+                raise ValueError(f"{self.name}: {left}{sign}{right} needs a divisor, or one factor, that is in factors")
         for phrasing in self.phrasings:
             statement, _, question = phrasing.rpartition(". ")
             if not question.endswith("?") or _fields(statement) & set("abcdef") != set(self.letters):
@@ -95,13 +114,22 @@ class Family:
             len(WORDS[slot]) if slot in WORDS else len(WORDS[SECOND_WORDS[slot]]) - 1 for slot in self.slots
         )
 
-    def numbers(self) -> list[tuple[int, ...]]:
+    def ranges(self, limits: Limits) -> list[range]:
+        """What each number may be, in the order of `letters`, before steps are worked out."""
+        largest = (limits.factor if letter in self.factors else limits.largest for letter in self.letters)
+        return [range(SMALLEST, number + 1) for number in largest]
+
+    def numbers(self, limits: Limits) -> list[tuple[int, ...]]:
         """Every tuple of numbers that this family can take, in ascending order."""
-        ranges = [TABLES if letter in self.tables else NUMBERS for letter in self.letters]
-        return [numbers for numbers in itertools.product(*ranges) if self.solve(numbers)]
+        return [numbers for numbers in itertools.product(*self.ranges(limits)) if self.fits(numbers, limits)]
+
+    def fits(self, numbers: Sequence[int], limits: Limits) -> bool:
+        """Whether every step divides exactly and results in SMALLEST..limits.result."""
+        solved = self.solve(numbers)
+        return solved is not None and all(SMALLEST <= result <= limits.result for *_, result in solved)
 
     def solve(self, numbers: Sequence[int]) -> list[tuple[int, str, int, int]] | None:
-        """The steps as (left, operator, right, result); None where one leaves RESULTS or does not divide exactly."""
+        """The steps as (left, operator, right, result); None where one does not divide exactly."""
         values = {"2": 2, **dict(zip(self.letters, numbers, strict=True))}  # 2 is told in words: twice, half
         solved = []
         for count, (left, sign, right) in enumerate(self.equations, 1):
@@ -109,13 +137,11 @@ class Family:
             if sign == "/" and first % second:
                 return None
             result = values[f"r{count}"] = OPERATIONS[sign](first, second)
-            if result not in RESULTS:
-                return None
             solved.append((first, sign, second, result))
         return solved
 
     def problem(self, numbers: tuple[int, ...], filling: int) -> Problem:
-        """Tells the numbers (one of `numbers()`) with a choice of phrasing and words in 0..fillings-1."""
+        """Tells numbers that fit with a choice of phrasing and words in 0..fillings-1."""
         filling, phrasing = divmod(filling, len(self.phrasings))
         words: dict[str, str | int] = dict(zip(self.letters, numbers, strict=True))
         places = {}
@@ -142,8 +168,9 @@ def _fields(template: str) -> set[str]:
     return {field for _, field, _, _ in Formatter().parse(template) if field}
 
 
-# Unformatted, so that an entry's first line holds its name, steps and tables.
+# Unformatted, so that an entry's first line holds its name, steps and factors. A long phrasing goes on in a new line.
 # fmt: off
+# ruff: noqa: ISC004
 ONE_STEP = (
     Family(
         "buy-more", ("a+b",), "",
