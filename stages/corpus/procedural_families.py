@@ -477,6 +477,96 @@ FOUR_STEPS = (
     ),
 )
 
+FIVE_STEPS = (
+    Family(
+        "two-prices-paid-and-share", ("a*b", "c*d", "r1+r2", "r3-e", "r4/f"), "acf",
+        (
+            "{name} buys {a} {things} and {c} {others}. The {things} cost {b} dollars each. The {others} cost {d} "
+            "dollars each. {He} has paid {e} dollars. {He} pays the rest in {f} equal parts. "
+            "How many dollars is each part?",
+            "{name} sells {a} {things} for {b} dollars each. Then {he} sells {c} {others} for {d} dollars each. "
+            "{He} spends {e} dollars. {He} shares the rest equally among {f} friends. "
+            "How many dollars does each friend get?",
+            "{name} wants {a} {things} at {b} dollars each. {He} also wants {c} {others} at {d} dollars each. "
+            "{He} has only {e} dollars. {He} saves the rest in {f} days, the same each day. "
+            "How many dollars does {name} save each day?",
+        ),
+        (
+            "The {things} cost {equation} dollars.", "The {others} cost {equation} dollars.",
+            "In all {equation} dollars.", "Then {equation} dollars.", "One part is {equation} dollars.",
+        ),
+    ),
+    Family(
+        "earn-buy-and-share", ("a*b", "c*d", "r1-r2", "r3/e", "r4+f"), "bce",
+        (
+            "{name} earns {a} dollars a day for {b} days. {He} buys {c} {things} for {d} dollars each. {He} shares the "
+            "rest equally among {e} friends. Each friend had {f} dollars before. "
+            "How many dollars does each friend have now?",
+            "{name} saves {a} dollars a day for {b} days. {He} buys {c} {things} at {d} dollars each. {He} puts the "
+            "rest equally into {e} boxes. Each box held {f} dollars before. "
+            "How many dollars are in each box now?",
+            "{name} wants {c} {things}, which cost {d} dollars each. {He} gets {a} dollars a day for {b} days, buys "
+            "them and shares the rest equally among {e} people. Each of them adds {f} dollars. "
+            "How many dollars does each of them have now?",
+        ),
+        (
+            "In all {equation} dollars.", "The {things} cost {equation} dollars.", "Then {equation} dollars.",
+            "Each has {equation} dollars.", "Then {equation} dollars.",
+        ),
+    ),
+    Family(
+        "big-and-small-groups", ("a*b", "c*d", "r1+r2", "r3+e", "r4-f"), "ac",
+        (
+            "{name} has {a} big {boxes} with {b} {things} in each. {He} also has {c} small {boxes} with {d} {things} "
+            "in each. {He} buys {e} more {things}. Then {he} gives {f} away. How many {things} does {name} have now?",
+            "{name} fills {a} big {boxes} and {c} small {boxes}. {He} puts {b} {things} in each big one and {d} in "
+            "each small one. {He} finds {e} more {things} and loses {f}. How many {things} are left?",
+            "There are {a} big {boxes} with {b} {things} in each and {c} small {boxes} with {d} {things} in each. "
+            "{name} brings {e} more {things}. Then {he} sells {f} {things}. How many {things} are there now?",
+        ),
+        (
+            "The big {boxes} hold {equation} {things}.", "The small {boxes} hold {equation} {things}.",
+            "In all {equation} {things}.", "Then {equation} {things}.", "Then {equation} {things}.",
+        ),
+    ),
+    Family(
+        "twice-share-and-add", ("a+b", "r1*2", "r2-c", "r3/d", "r4+e"), "d",
+        (
+            "{name} has {a} {things}. {He} buys {b} more. {friend} now has twice as many {things} as {name}. {friend} "
+            "gives {c} away and shares the rest equally among {d} people. Each of them finds {e} more. "
+            "How many {things} does each of them have now?",
+            "{name} finds {a} {things}. Then {he} finds {b} more. {friend} finds twice as many {things} as {name} and "
+            "loses {c}. {friend} puts the rest equally into {d} boxes. Then {friend} adds {e} to each. "
+            "How many {things} are in each box now?",
+            "{name} has {a} red {things} and {b} blue {things}. {friend} has twice as many {things} as {name}. "
+            "{friend} sells {c} {things} and sorts the rest into {d} equal rows. Then {friend} adds {e} to each row. "
+            "How many {things} are in each row now?",
+        ),
+        (
+            "{name} has {equation} {things}.", "{friend} has {equation} {things}.", "Then {equation} {things}.",
+            "Each has {equation} {things}.", "Then {equation} {things}.",
+        ),
+    ),
+    Family(
+        "there-and-back-in-parts", ("a+b", "r1+c", "r2*2", "r3-d", "r4/e"), "e",
+        (
+            "{name} plans a trip of {a} miles to the {place}, {b} miles to the {next_place}, {c} miles to a friend and "
+            "back the same way. {He} goes {d} miles by bus. {He} walks the rest in {e} days, the same each day. "
+            "How many miles does {name} walk each day?",
+            "The {place} is {a} miles away. The {next_place} is {b} miles further. A friend lives {c} miles further. "
+            "{name} goes to the friend and back. {He} has gone {d} miles. {He} goes the rest in {e} equal parts. "
+            "How many miles is each part?",
+            "{name} rides {a} miles to the {place}, {b} miles to the {next_place} and {c} miles to a friend. Then {he} "
+            "rides back the same way. The trip by bus is {d} miles shorter and takes {e} hours. "
+            "How many miles does the bus go in one hour?",
+        ),
+        (
+            "First {equation} miles.", "Then {equation} miles.", "In all {equation} miles.", "Then {equation} miles.",
+            "One part is {equation} miles.",
+        ),
+    ),
+)
+
 # fmt: on
 
-FAMILIES = (*ONE_STEP, *TWO_STEPS, *THREE_STEPS, *FOUR_STEPS)
+FAMILIES = (*ONE_STEP, *TWO_STEPS, *THREE_STEPS, *FOUR_STEPS, *FIVE_STEPS)
