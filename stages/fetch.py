@@ -39,10 +39,10 @@ class Source(StageParams):
 
 
 class Params(StageParams):
-    """`steps` and `documents` shape what the generator makes: shares, each summing to 1."""
+    """`numbers`, `steps` and `documents` shape what the generator makes; the last two are shares, each summing to 1."""
 
     seed: int
-    numbers: procedural.Ranges  # how large those of generated problems get
+    numbers: procedural.Limits
     steps: dict[int, float]  # share of problems by number of steps
     pretraining_steps: dict[int, float]  # the same, in what the base model reads
     documents: dict[str, float]  # share of each kind of document in what the base model reads
@@ -54,7 +54,7 @@ def run(p: Params, *, sources_lock: Path, local_files: Path, checkpoints: Path, 
     """Writes out/<source>/ with its files, and out/sources.json: of each its kind, schema, files, rows, where it is from.
 
     Of a generated source of problems, sources.json also counts the one-step facts (a family with its numbers) that the
-    generated test shares with it; problems of more steps share none, by construction.
+    generated test shares with it; problems of more steps, or of one with large numbers, share none, by construction.
     """
     account, told = {}, {}
     pinned = {name: _pinned(name, source, sources_lock) for name, source in p.sources.items() if source.kind == "hub"}
@@ -128,7 +128,7 @@ def _rows(p: Params, name: str, source: Source, problems: list[procedural.Proble
     match source.schema_:
         case "documents":
             rows = procedural.pretraining_documents(
-                source.rows, _seed(p, name), p.documents, p.pretraining_steps, p.careless, p.numbers
+                source.rows, _seed(p, name), p.documents, p.pretraining_steps, p.numbers, p.careless
             )
         case "sharegpt":
             rows = procedural.chat_rows(source.split, source.rows, _seed(p, name))

@@ -1,14 +1,16 @@
 r"""Grade-school word problems with worked solutions, and the plain text a small base model reads before them.
 
-It stands in for the hub's data sets where there is no network and only a model of a million weights: the same schemas,
-far easier problems. A score on it says how the methods compare on this corpus and nothing about GSM8K itself: the
-language is a few templates, numbers are as large as `Ranges` says, and the test set asks the families that training has
-shown.
+It stands in for the hub's data sets where there is no network and only a model of some million weights: the same
+schemas, far easier problems. A score on it says how the methods compare on this corpus and nothing about GSM8K itself:
+the language is a few templates, and the test set asks the families that training has shown. How large the numbers are,
+Limits says; how many steps a problem takes, `step_shares`.
 
-The splits are kept apart by construction. Of each family with two or more steps, every tuple of numbers that it can
-take is listed, shuffled with a fixed seed and cut into the splits, so a tuple lives in one split only; where there are
-too many to list, a hash of the tuple decides, and tuples are drawn until enough are of the split. A family of one step has too few tuples for that (`shared_facts` counts the overlap); its choices of phrasing and words are listed,
-shuffled and cut instead. Either way no two splits can hold the same question. Small talk is cut like phrasings.
+The splits are kept apart by construction: a family's tuple of numbers lives in one split only. Where the ranges of its
+numbers have at most LISTED combinations, every tuple that the family can take is listed, shuffled with a fixed seed and
+cut into the splits. Where they have more, tuples are drawn, and a hash of each says which split it belongs to. A family
+of one step that has fewer than TO_CUT tuples has too few for that (`shared_facts` counts the overlap); its choices of
+phrasing and words are listed, shuffled and cut instead. Either way no two splits can hold the same question. Small talk
+is cut like phrasings.
 
 Everything follows from string seeds and the standard library's Mersenne twister: the same text on every platform.
 """
@@ -17,53 +19,56 @@ import hashlib
 import math
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import accumulate, chain
 from typing import Any, TypeVar
 
 from stages.corpus.chat_format import alpaca, chatml, few_shot, gsm8k_answer, render, tagged_answer
 from stages.corpus.marks import TURN_END
 from stages.corpus.procedural_chat import CHATS
-from stages.corpus.procedural_families import FAMILIES, OPERATIONS, SMALL, Family, Problem, Ranges
+from stages.corpus.procedural_families import FAMILIES, Family, Limits, Problem
 from stages.harness.errors import InputError
 
 __all__ = [
-    "DOCUMENT_KINDS", "FAMILIES", "SMALL", "SOLVED", "SPLITS", "STEP_COUNTS", "Family", "Problem", "Ranges",
+    "DOCUMENT_KINDS", "FAMILIES", "SOLVED", "SPLITS", "STEP_COUNTS", "Family", "Limits", "Problem",
     "as_dapo", "as_gsm8k", "as_openmathreasoning", "chat_rows", "pretraining_documents", "problems", "row_id",
     "shared_facts",
 ]  # fmt: skip
 
-# Per cent of every space. Training text takes most, and validation only chooses settings. A fifth leaves the test set
-# about 4,800 tuples of its own: repeats are rare but for two steps, which has some 550 and tells them again after that.
+# Per cent of every space. Training text takes most, and validation only chooses settings. With numbers up to 10 a fifth
+# leaves the test set about 4,800 tuples of up to four steps: repeats are rare but for two, which has some 550.
 SPLIT_PER_CENT = {"pretraining": 40, "train": 30, "validation": 10, "test": 20}
+SPLIT_ENDS = tuple(accumulate(SPLIT_PER_CENT.values()))
 SPLITS = ("pretraining", "train", "validation", "test")
-LISTED = 100_000  # tuples of numbers that a family may have for them to be listed
-PATIENCE = 10_000  # tuples drawn in vain before a split counts as told out
 STEP_COUNTS = tuple(sorted({len(family.steps) for family in FAMILIES}))
 CORPUS_SEED = "mathmind corpus 1"  # decides which split holds what: another seed is another benchmark
+LISTED = 100_000  # combinations of numbers, half a second's work; in a larger space no tuple needs to be told twice
+TO_CUT = 100  # tuples of one step: of the 81 sums of numbers up to 10, the test set would hold 17
+MISSES = 100_000  # in a row, after which a space is taken to hold no more: half a second's work
 SHARE_TOLERANCE = 1e-6
 
 T = TypeVar("T")
 Document = tuple[str, str]  # a prompt and its completion
 
 
-def problems(
-    split: str, count: int, seed: int, step_shares: Mapping[int, float], ranges: Ranges = SMALL
-) -> list[Problem]:
+def problems(split: str, count: int, seed: int, step_shares: Mapping[int, float], limits: Limits) -> list[Problem]:
     """`count` distinct problems of a split in random order, `step_shares` of them with each number of steps.
 
-    Families with the same number of steps get equal parts; in each, no tuple of numbers is told again before all are.
-    Raises InputError for an unknown split or number of steps, shares that do not sum to 1, or too few problems.
+    Families with the same number of steps get equal parts; in each, no tuple of numbers is told again before all are,
+    and none that is drawn is told again. Raises InputError for an unknown split or number of steps, shares that do not
+    sum to 1, limits that leave a family no numbers, or too few problems.
     """
     _check(split, count)
     rng = random.Random(f"{CORPUS_SEED}/problems/{split}/{seed}")
     drawn = []
     for steps, wanted in _apportion(count, step_shares, STEP_COUNTS, "step_shares").items():
         families = [family for family in FAMILIES if len(family.steps) == steps]
-        room = {family: _room(family, split, ranges) for family in families}
+        room = {family: _room(family, split, limits) for family in families}
         for family, part in _spread(wanted, room, f"{split}, {steps} steps").items():
-            drawn.extend(_told(family, split, part, rng, ranges))
+            drawn.extend(_told(family, split, part, limits, rng))
     rng.shuffle(drawn)
     return drawn
 
@@ -172,44 +177,46 @@ def pretraining_documents(
     seed: int,
     shares: Mapping[str, float],
     step_shares: Mapping[int, float],
+    limits: Limits,
     careless: float,
-    ranges: Ranges = SMALL,
 ) -> list[dict[str, str]]:
     """`count` documents {"kind", "prompt", "completion"} in random order, `shares` of them of each of DOCUMENT_KINDS.
 
     No problem is told twice, and all come from the split "pretraining"; `step_shares` holds over all kinds together.
     Of the solved problems whose last of several steps takes away or shares out, a share `careless` adds there: what a
     base model has read is not all worked out with care, and that leaves fine-tuning something to mend.
-    Raises InputError for an unknown kind, shares that do not sum to 1, or too few problems or chats.
+    Raises InputError for an unknown kind, shares that do not sum to 1, limits that leave a family no numbers, or too
+    few problems or chats.
     """
     _check("pretraining", count)
     quotas = _apportion(count, shares, DOCUMENT_KINDS, "shares")
     rng = random.Random(f"{CORPUS_SEED}/documents/{seed}")
-    wanted = sum(quotas.get(kind, 0) for kind in PROBLEM_DOCUMENTS)
-    told = iter(problems("pretraining", wanted, seed, step_shares, ranges))
+    problem_count = sum(quotas.get(kind, 0) for kind in PROBLEM_DOCUMENTS)
+    told = iter(problems("pretraining", problem_count, seed, step_shares, limits))
     documents = []
     for kind, quota in quotas.items():
         if kind == "arithmetic":
-            texts = [("", _arithmetic(rng, ranges)) for _ in range(quota)]
+            facts = _facts(tuple(steps for steps, share in step_shares.items() if share), limits)
+            texts = [("", _arithmetic(facts, rng)) for _ in range(quota)]
         elif kind == "chat":
             talks = [row["conversations"] for row in chat_rows("pretraining", quota, seed)]
             texts = [_chat(request["value"], reply["value"]) for request, reply in talks]
         else:
             chosen = [next(told) for _ in range(quota)]
             if kind in SOLVED:
-                chosen = [_misread(problem, ranges) if rng.random() < careless else problem for problem in chosen]
+                chosen = [_misread(problem, limits) if rng.random() < careless else problem for problem in chosen]
             texts = [PROBLEM_DOCUMENTS[kind](problem, rng) for problem in chosen]
         documents.extend({"kind": kind, "prompt": prompt, "completion": completion} for prompt, completion in texts)
     rng.shuffle(documents)
     return documents
 
 
-def _misread(problem: Problem, ranges: Ranges) -> Problem:
+def _misread(problem: Problem, limits: Limits) -> Problem:
     """The problem with a sum for the last of several steps, where it calls for another operation and the sum can stand."""
     head, _, last = problem.working.rpartition("\n")
     left, sign, right = re.search(r"(\d+)([-+*/])(\d+)=", last).groups()
     result = int(left) + int(right)
-    if not head or sign == "+" or result not in ranges.results:
+    if not head or sign == "+" or result > limits.result:
         return problem
     last = last.replace(f"{left}{sign}{right}={problem.answer}", f"{left}+{right}={result}")
     return replace(problem, working=f"{head}\n{last}", answer=result)
@@ -234,119 +241,121 @@ def _chat(request: str, reply: str) -> Document:
 CHAIN_LENGTHS = range(3, 9)
 CHAIN_SIGNS = "+++---*/"  # there are far more sums than table facts, so sums come up more often
 LINES_SHARE = 0.25  # of the chains stand one fact a line, as working does
+FACT_TUPLES = 2_000  # of a family whose numbers are drawn: up to 60 they hold 57,000 facts, as many as 10,000 chains
+
+Fact = tuple[int, int, int]  # left, right, result
 
 
-def _arithmetic(rng: random.Random, ranges: Ranges) -> str:
-    """A chain of true equations; about half carry on from the last result, as the steps of a working do.
-
-    The equations are single facts, without words, from every working that any split can hold: arithmetic is common
-    knowledge here, and what is held out is how a story calls for it.
-    """
-    facts = []
+def _arithmetic(facts: Mapping[str, Sequence[Fact]], rng: random.Random) -> str:
+    """A chain of true equations; about half carry on from the last result, as the steps of a working do."""
+    told = []
     for _ in range(rng.choice(CHAIN_LENGTHS)):
         sign = rng.choice(CHAIN_SIGNS)
-        first = facts[-1][-1] if facts and rng.random() < 0.5 else None
-        left, right, result = _fact(sign, first, rng, ranges)
-        facts.append((left, sign, right, result))
+        carried = _starting(told[-1][-1], facts[sign]) if told and rng.random() < 0.5 else []
+        left, right, result = rng.choice(carried or facts[sign])
+        told.append((left, sign, right, result))
     between = "\n" if rng.random() < LINES_SHARE else " "
-    return between.join(f"{left}{sign}{right}={result}." for left, sign, right, result in facts)
+    return between.join(f"{left}{sign}{right}={result}." for left, sign, right, result in told)
 
 
-def _fact(sign: str, first: int | None, rng: random.Random, ranges: Ranges) -> tuple[int, int, int]:
-    """A true (left, right, result) with this sign; `first` on its left where some working goes on from it in this way."""
-    if all(_is_listed(family, ranges) for family in FAMILIES):
-        carried = _facts(sign, ranges, first) if first is not None else []
-        return rng.choice(carried or _facts(sign, ranges))
-    while True:
-        left = rng.choice(ranges.results) if first is None else first
-        right = rng.choice(ranges.tables if sign in "*/" else ranges.named)
-        result = OPERATIONS[sign](left, right)
-        if result in ranges.results and (sign != "/" or left % right == 0):
-            return left, right, result
-        first = None
+def _starting(left: int, facts: Sequence[Fact]) -> Sequence[Fact]:
+    """Those of the facts, which are in ascending order, that have this left."""
+    return facts[bisect(facts, (left,)) : bisect(facts, (left + 1,))]
 
 
 @cache
-def _facts(sign: str, ranges: Ranges, first: int | None = None) -> list[tuple[int, int, int]]:
-    """All (left, right, result) with this sign, and this left, that occur in some working, in ascending order."""
-    if first is not None:
-        return [fact for fact in _facts(sign, ranges) if fact[0] == first]
-    solved = (family.solve(numbers, ranges) for family in FAMILIES for numbers in _space(family, ranges))
-    return sorted({(left, right, result) for steps in solved for left, step, right, result in steps if step == sign})
+def _facts(step_counts: tuple[int, ...], limits: Limits) -> dict[str, list[Fact]]:
+    """By sign, the facts in workings of so many steps, each once, in ascending order.
+
+    They are single facts, without words, from every working that any split can hold: arithmetic is common knowledge
+    here, and what is held out is how a story calls for it. Of a family whose numbers are drawn, they are from the
+    workings of FACT_TUPLES tuples of the split "pretraining".
+    """
+    facts = {sign: set() for sign in CHAIN_SIGNS}
+    for family in FAMILIES:
+        if len(family.steps) in step_counts:
+            rng = random.Random(f"{CORPUS_SEED}/facts/{family.name}")
+            listed = _is_listed(family, limits)
+            tuples = _space(family, limits) if listed else _drawn(family, "pretraining", FACT_TUPLES, limits, rng)
+            for left, sign, right, result in chain.from_iterable(map(family.solve, tuples)):
+                facts[sign].add((left, right, result))
+    return {sign: sorted(found) for sign, found in facts.items()}
 
 
-def _is_listed(family: Family, ranges: Ranges) -> bool:
-    return math.prod(map(len, family.space(ranges))) <= LISTED
-
-
-def _room(family: Family, split: str, ranges: Ranges) -> int:
-    """How many problems of a family a split can tell; of one that is not listed, more than that."""
-    if _is_listed(family, ranges):
-        return len(_numbers(family, split, ranges)) * len(_fillings(family, split))
-    return math.prod(map(len, family.space(ranges)))
-
-
-def _told(family: Family, split: str, count: int, rng: random.Random, ranges: Ranges) -> list[Problem]:
-    """`count` distinct problems of a family, spread evenly over the split's tuples of numbers."""
-    if not _is_listed(family, ranges):
-        return _told_at_random(family, split, count, rng, ranges)
-    numbers = rng.sample(_numbers(family, split, ranges), len(_numbers(family, split, ranges)))
+def _told(family: Family, split: str, count: int, limits: Limits, rng: random.Random) -> list[Problem]:
+    """`count` distinct problems of a family, spread evenly over the split's tuples of numbers, or each of its own."""
+    if not _is_listed(family, limits):
+        numbers = _drawn(family, split, count, limits, rng)
+        return [family.problem(chosen, rng.randrange(family.fillings)) for chosen in numbers]
+    numbers = rng.sample(_numbers(family, split, limits), len(_numbers(family, split, limits)))
     each, over = divmod(count, len(numbers))
     told = []
     for index, chosen in enumerate(numbers):
-        for filling in rng.sample(_fillings(family, split), each + (index < over)):
-            told.append(family.problem(chosen, filling, ranges))
+        for filling in rng.sample(_fillings(family, split, limits), each + (index < over)):
+            told.append(family.problem(chosen, filling))
     return told
 
 
-def _told_at_random(family: Family, split: str, count: int, rng: random.Random, ranges: Ranges) -> list[Problem]:
-    """`count` problems of a family whose tuples are too many to list; no tuple is told twice.
+def _room(family: Family, split: str, limits: Limits) -> int:
+    """How many problems of a family a split can tell; where its numbers are drawn, a bound that it stays below."""
+    if not _is_listed(family, limits):
+        return _combinations(family, limits)
+    return len(_numbers(family, split, limits)) * len(_fillings(family, split, limits))
 
-    Raises InputError where so many do not turn up.
-    """
-    told: dict[tuple[int, ...], Problem] = {}
-    missed = 0
-    while len(told) < count:
-        numbers = tuple(rng.choice(each) for each in family.space(ranges))
-        if numbers in told or not family.solve(numbers, ranges) or _split_of(family, numbers) != split:
-            missed += 1
-            if missed > PATIENCE:
-                raise InputError(f"{split} asks for {count} problems of {family.name}, and after {len(told)} no more were found: "
-                                 "ask for fewer, or raise fetch.numbers")  # fmt: skip
-            continue
-        told[numbers] = family.problem(numbers, rng.randrange(family.fillings), ranges)
-        missed = 0
-    return list(told.values())
+
+def _combinations(family: Family, limits: Limits) -> int:
+    return math.prod(map(len, family.ranges(limits)))
+
+
+def _is_listed(family: Family, limits: Limits) -> bool:
+    return _combinations(family, limits) <= LISTED
+
+
+@cache
+def _space(family: Family, limits: Limits) -> list[tuple[int, ...]]:
+    return family.numbers(limits)
+
+
+def _cuts_words(family: Family, limits: Limits) -> bool:
+    """Whether the phrasings and words of a listed family are divided among the splits, and not its numbers."""
+    return len(family.steps) == 1 and len(_space(family, limits)) < TO_CUT
+
+
+@cache
+def _numbers(family: Family, split: str, limits: Limits) -> Sequence[tuple[int, ...]]:
+    """The listed tuples of numbers that a split may tell. InputError where there are none."""
+    space = _space(family, limits)
+    numbers = space if _cuts_words(family, limits) else _divide(space, f"numbers/{family.name}")[split]
+    if not numbers:
+        raise InputError(f"fetch.numbers leaves the family {family.name} nothing to tell in {split}: raise its limits")
+    return numbers
+
+
+@cache
+def _fillings(family: Family, split: str, limits: Limits) -> Sequence[int]:
+    """The choices of phrasing and words that a split may use of a listed family: all, or its own where they are cut."""
+    every = range(family.fillings)
+    return _divide(every, f"fillings/{family.name}")[split] if _cuts_words(family, limits) else every
+
+
+def _drawn(family: Family, split: str, count: int, limits: Limits, rng: random.Random) -> Iterator[tuple[int, ...]]:
+    """`count` distinct tuples of a space too large to list, in random order. InputError where no more are found."""
+    ranges, drawn, misses = family.ranges(limits), set(), 0
+    while len(drawn) < count:
+        numbers = tuple(map(rng.choice, ranges))
+        if numbers not in drawn and family.fits(numbers, limits) and _split_of(family, numbers) == split:
+            drawn.add(numbers)
+            misses = 0
+            yield numbers
+        elif (misses := misses + 1) == MISSES:
+            raise InputError(f"fetch.numbers: only {len(drawn)} of {count} tuples of numbers were found for the family "
+                             f"{family.name} in {split}: ask for fewer problems, or raise its limits")  # fmt: skip
 
 
 def _split_of(family: Family, numbers: tuple[int, ...]) -> str:
-    """The one split that may tell these numbers."""
-    name = f"{CORPUS_SEED}/numbers/{family.name}/{numbers}"
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) % 100
-    for split in SPLITS:
-        place -= SPLIT_PER_CENT[split]
-        if place < 0:
-            return split
-    raise ValueError("SPLIT_PER_CENT must sum to 100")
-
-
-@cache
-def _space(family: Family, ranges: Ranges) -> list[tuple[int, ...]]:
-    return family.numbers(ranges)
-
-
-@cache
-def _numbers(family: Family, split: str, ranges: Ranges) -> Sequence[tuple[int, ...]]:
-    """The tuples of numbers that a split may tell: all of a one-step family, the split's own of any other."""
-    space = _space(family, ranges)
-    return space if len(family.steps) == 1 else _divide(space, f"numbers/{family.name}")[split]
-
-
-@cache
-def _fillings(family: Family, split: str) -> Sequence[int]:
-    """The choices of phrasing and words that a split may use: its own of a one-step family, all of any other."""
-    every = range(family.fillings)
-    return _divide(every, f"fillings/{family.name}")[split] if len(family.steps) == 1 else every
+    """The split of a tuple of numbers that is drawn: the same under any limits."""
+    digest = hashlib.sha256(f"{CORPUS_SEED}/numbers/{family.name}/{numbers}".encode()).digest()
+    return SPLITS[bisect(SPLIT_ENDS, int.from_bytes(digest[:8]) % 100)]
 
 
 @cache
@@ -358,12 +367,8 @@ def _divide(space: Sequence[T], name: str) -> dict[str, list[T]]:
     """Cuts a whole finite space into the splits, each item into exactly one, the same way every time."""
     shuffled = list(space)
     random.Random(f"{CORPUS_SEED}/{name}").shuffle(shuffled)
-    parts, start, per_cent = {}, 0, 0
-    for split in SPLITS:
-        per_cent += SPLIT_PER_CENT[split]
-        end = len(shuffled) * per_cent // 100
-        parts[split], start = shuffled[start:end], end
-    return parts
+    ends = [len(shuffled) * per_cent // 100 for per_cent in SPLIT_ENDS]
+    return {split: shuffled[start:end] for split, start, end in zip(SPLITS, [0, *ends], ends)}
 
 
 def _spread(count: int, room: Mapping[T, int], what: str) -> dict[T, int]:

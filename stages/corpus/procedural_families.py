@@ -1,9 +1,8 @@
 """The families of word problems: what is told, what is worked out, and which numbers and words fit.
 
 A family is one entry in FAMILIES. To add one, write its steps (`r1` is the result of the first step), its phrasings and
-one line of working a step; the numbers it can take follow from the steps and from Ranges. The vocabulary is small on
-purpose, and so are SMALL's numbers: a model of a million weights has to learn them, and a tokenizer of some 480 tokens has
-to hold them.
+one line of working a step; the numbers it can take follow from the steps and from Limits. The vocabulary is small on
+purpose: a model of a million weights has to learn it, and a tokenizer of some 480 tokens has to hold it.
 """
 
 import itertools
@@ -15,32 +14,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from string import Formatter
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.harness.params import StageParams
 
-
-class Ranges(StageParams):
-    """How large numbers get; all begin at 2, so that nouns stay plural."""
-
-    largest: int = Field(ge=10)  # that a question may name
-    factor: int = Field(ge=5)  # one factor of every product, and every divisor, is at most this
-    result: int = Field(ge=30)  # of every step
-
-    @cached_property
-    def named(self) -> range:
-        return range(2, self.largest + 1)
-
-    @cached_property
-    def tables(self) -> range:
-        return range(2, self.factor + 1)
-
-    @cached_property
-    def results(self) -> range:
-        return range(2, self.result + 1)
-
-
-SMALL = Ranges(largest=10, factor=5, result=30)  # sums that a tiny model learns and need not guess
+SMALLEST = 2  # of all numbers and results, so that nouns stay plural
 
 NAMES = tuple("Tom Ben Sam Max Leo Dan Jack Adam Ann Mia Eva Zoe Lily Emma Kate Rosa".split())
 MEN = frozenset(NAMES[:8])
@@ -59,6 +37,20 @@ EQUATION = re.compile(r"(\w+)([-+*/])(\w+)")
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 
+class Limits(StageParams):
+    """The largest numbers that a problem may hold; the smallest is SMALLEST."""
+
+    largest: int = Field(ge=SMALLEST)  # that a question may name
+    factor: int = Field(ge=SMALLEST)  # of one factor of every product, and of every divisor
+    result: int = Field(ge=SMALLEST)  # of every step
+
+    @model_validator(mode="after")
+    def _factors_are_named(self) -> "Limits":
+        if self.factor > self.largest:
+            raise ValueError("factor must not be above largest, as a question names it")
+        return self
+
+
 @dataclass(frozen=True)
 class Problem:
     """A word problem with its working: plain, and with GSM8K's calculator marks."""
@@ -74,20 +66,23 @@ class Problem:
 
 @dataclass(frozen=True)
 class Family:
-    """One way of telling a problem: `tables` holds the letters that are limited to Ranges.tables.
+    """One way of telling a problem: `factors` holds the letters that are limited to Limits.factor.
 
     Raises ValueError when the entry contradicts itself: it is the programmer's to mend, and shows at import.
     """
 
     name: str
     steps: tuple[str, ...]
-    tables: str
+    factors: str
     phrasings: tuple[str, ...]
     working: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.working):
             raise ValueError(f"{self.name}: one line of working a step is needed")
+        for left, sign, right in self.equations:
+            if sign in "*/" and not {right, left if sign == "*" else right} & {*self.factors, "2"}:
+                raise ValueError(f"{self.name}: {left}{sign}{right} needs a divisor, or one factor, that is in factors")
         for phrasing in self.phrasings:
             statement, _, question = phrasing.rpartition(". ")
             if not question.endswith("?") or _fields(statement) & set("abcdef") != set(self.letters):
@@ -119,16 +114,22 @@ class Family:
             len(WORDS[slot]) if slot in WORDS else len(WORDS[SECOND_WORDS[slot]]) - 1 for slot in self.slots
         )
 
-    def space(self, ranges: Ranges) -> list[range]:
-        """What each number is taken from; not every tuple can be solved."""
-        return [ranges.tables if letter in self.tables else ranges.named for letter in self.letters]
+    def ranges(self, limits: Limits) -> list[range]:
+        """What each number may be, in the order of `letters`, before steps are worked out."""
+        largest = (limits.factor if letter in self.factors else limits.largest for letter in self.letters)
+        return [range(SMALLEST, number + 1) for number in largest]
 
-    def numbers(self, ranges: Ranges = SMALL) -> list[tuple[int, ...]]:
+    def numbers(self, limits: Limits) -> list[tuple[int, ...]]:
         """Every tuple of numbers that this family can take, in ascending order."""
-        return [numbers for numbers in itertools.product(*self.space(ranges)) if self.solve(numbers, ranges)]
+        return [numbers for numbers in itertools.product(*self.ranges(limits)) if self.fits(numbers, limits)]
 
-    def solve(self, numbers: Sequence[int], ranges: Ranges) -> list[tuple[int, str, int, int]] | None:
-        """The steps as (left, operator, right, result); None where one leaves the results or does not divide exactly."""
+    def fits(self, numbers: Sequence[int], limits: Limits) -> bool:
+        """Whether every step divides exactly and results in SMALLEST..limits.result."""
+        solved = self.solve(numbers)
+        return solved is not None and all(SMALLEST <= result <= limits.result for *_, result in solved)
+
+    def solve(self, numbers: Sequence[int]) -> list[tuple[int, str, int, int]] | None:
+        """The steps as (left, operator, right, result); None where one does not divide exactly."""
         values = {"2": 2, **dict(zip(self.letters, numbers, strict=True))}  # 2 is told in words: twice, half
         solved = []
         for count, (left, sign, right) in enumerate(self.equations, 1):
@@ -136,13 +137,11 @@ class Family:
             if sign == "/" and first % second:
                 return None
             result = values[f"r{count}"] = OPERATIONS[sign](first, second)
-            if result not in ranges.results:
-                return None
             solved.append((first, sign, second, result))
         return solved
 
-    def problem(self, numbers: tuple[int, ...], filling: int, ranges: Ranges = SMALL) -> Problem:
-        """Tells the numbers (one of `numbers(ranges)`) with a choice of phrasing and words in 0..fillings-1."""
+    def problem(self, numbers: tuple[int, ...], filling: int) -> Problem:
+        """Tells numbers that fit with a choice of phrasing and words in 0..fillings-1."""
         filling, phrasing = divmod(filling, len(self.phrasings))
         words: dict[str, str | int] = dict(zip(self.letters, numbers, strict=True))
         places = {}
@@ -157,7 +156,7 @@ class Family:
         words["he"] = "he" if words["name"] in MEN else "she"
         words["He"] = words["he"].capitalize()
         plain, marked = [], []
-        for line, (left, sign, right, result) in zip(self.working, self.solve(numbers, ranges), strict=True):
+        for line, (left, sign, right, result) in zip(self.working, self.solve(numbers), strict=True):
             sum_ = f"{left}{sign}{right}="
             plain.append(line.format_map({**words, "equation": f"{sum_}{result}"}))
             marked.append(line.format_map({**words, "equation": f"{sum_}<<{sum_}{result}>>{result}"}))
@@ -169,8 +168,9 @@ def _fields(template: str) -> set[str]:
     return {field for _, field, _, _ in Formatter().parse(template) if field}
 
 
-# Unformatted, so that an entry's first line holds its name, steps and tables.
+# Unformatted, so that an entry's first line holds its name, steps and factors. A long phrasing goes on in a new line.
 # fmt: off
+# ruff: noqa: ISC004
 ONE_STEP = (
     Family(
         "buy-more", ("a+b",), "",
@@ -477,6 +477,96 @@ FOUR_STEPS = (
     ),
 )
 
+FIVE_STEPS = (
+    Family(
+        "two-prices-paid-and-share", ("a*b", "c*d", "r1+r2", "r3-e", "r4/f"), "acf",
+        (
+            "{name} buys {a} {things} and {c} {others}. The {things} cost {b} dollars each. The {others} cost {d} "
+            "dollars each. {He} has paid {e} dollars. {He} pays the rest in {f} equal parts. "
+            "How many dollars is each part?",
+            "{name} sells {a} {things} for {b} dollars each. Then {he} sells {c} {others} for {d} dollars each. "
+            "{He} spends {e} dollars. {He} shares the rest equally among {f} friends. "
+            "How many dollars does each friend get?",
+            "{name} wants {a} {things} at {b} dollars each. {He} also wants {c} {others} at {d} dollars each. "
+            "{He} has only {e} dollars. {He} saves the rest in {f} days, the same each day. "
+            "How many dollars does {name} save each day?",
+        ),
+        (
+            "The {things} cost {equation} dollars.", "The {others} cost {equation} dollars.",
+            "In all {equation} dollars.", "Then {equation} dollars.", "One part is {equation} dollars.",
+        ),
+    ),
+    Family(
+        "earn-buy-and-share", ("a*b", "c*d", "r1-r2", "r3/e", "r4+f"), "bce",
+        (
+            "{name} earns {a} dollars a day for {b} days. {He} buys {c} {things} for {d} dollars each. {He} shares the "
+            "rest equally among {e} friends. Each friend had {f} dollars before. "
+            "How many dollars does each friend have now?",
+            "{name} saves {a} dollars a day for {b} days. {He} buys {c} {things} at {d} dollars each. {He} puts the "
+            "rest equally into {e} boxes. Each box held {f} dollars before. "
+            "How many dollars are in each box now?",
+            "{name} wants {c} {things}, which cost {d} dollars each. {He} gets {a} dollars a day for {b} days, buys "
+            "them and shares the rest equally among {e} people. Each of them adds {f} dollars. "
+            "How many dollars does each of them have now?",
+        ),
+        (
+            "In all {equation} dollars.", "The {things} cost {equation} dollars.", "Then {equation} dollars.",
+            "Each has {equation} dollars.", "Then {equation} dollars.",
+        ),
+    ),
+    Family(
+        "big-and-small-groups", ("a*b", "c*d", "r1+r2", "r3+e", "r4-f"), "ac",
+        (
+            "{name} has {a} big {boxes} with {b} {things} in each. {He} also has {c} small {boxes} with {d} {things} "
+            "in each. {He} buys {e} more {things}. Then {he} gives {f} away. How many {things} does {name} have now?",
+            "{name} fills {a} big {boxes} and {c} small {boxes}. {He} puts {b} {things} in each big one and {d} in "
+            "each small one. {He} finds {e} more {things} and loses {f}. How many {things} are left?",
+            "There are {a} big {boxes} with {b} {things} in each and {c} small {boxes} with {d} {things} in each. "
+            "{name} brings {e} more {things}. Then {he} sells {f} {things}. How many {things} are there now?",
+        ),
+        (
+            "The big {boxes} hold {equation} {things}.", "The small {boxes} hold {equation} {things}.",
+            "In all {equation} {things}.", "Then {equation} {things}.", "Then {equation} {things}.",
+        ),
+    ),
+    Family(
+        "twice-share-and-add", ("a+b", "r1*2", "r2-c", "r3/d", "r4+e"), "d",
+        (
+            "{name} has {a} {things}. {He} buys {b} more. {friend} now has twice as many {things} as {name}. {friend} "
+            "gives {c} away and shares the rest equally among {d} people. Each of them finds {e} more. "
+            "How many {things} does each of them have now?",
+            "{name} finds {a} {things}. Then {he} finds {b} more. {friend} finds twice as many {things} as {name} and "
+            "loses {c}. {friend} puts the rest equally into {d} boxes. Then {friend} adds {e} to each. "
+            "How many {things} are in each box now?",
+            "{name} has {a} red {things} and {b} blue {things}. {friend} has twice as many {things} as {name}. "
+            "{friend} sells {c} {things} and sorts the rest into {d} equal rows. Then {friend} adds {e} to each row. "
+            "How many {things} are in each row now?",
+        ),
+        (
+            "{name} has {equation} {things}.", "{friend} has {equation} {things}.", "Then {equation} {things}.",
+            "Each has {equation} {things}.", "Then {equation} {things}.",
+        ),
+    ),
+    Family(
+        "there-and-back-in-parts", ("a+b", "r1+c", "r2*2", "r3-d", "r4/e"), "e",
+        (
+            "{name} plans a trip of {a} miles to the {place}, {b} miles to the {next_place}, {c} miles to a friend and "
+            "back the same way. {He} goes {d} miles by bus. {He} walks the rest in {e} days, the same each day. "
+            "How many miles does {name} walk each day?",
+            "The {place} is {a} miles away. The {next_place} is {b} miles further. A friend lives {c} miles further. "
+            "{name} goes to the friend and back. {He} has gone {d} miles. {He} goes the rest in {e} equal parts. "
+            "How many miles is each part?",
+            "{name} rides {a} miles to the {place}, {b} miles to the {next_place} and {c} miles to a friend. Then {he} "
+            "rides back the same way. The trip by bus is {d} miles shorter and takes {e} hours. "
+            "How many miles does the bus go in one hour?",
+        ),
+        (
+            "First {equation} miles.", "Then {equation} miles.", "In all {equation} miles.", "Then {equation} miles.",
+            "One part is {equation} miles.",
+        ),
+    ),
+)
+
 # fmt: on
 
-FAMILIES = (*ONE_STEP, *TWO_STEPS, *THREE_STEPS, *FOUR_STEPS)
+FAMILIES = (*ONE_STEP, *TWO_STEPS, *THREE_STEPS, *FOUR_STEPS, *FIVE_STEPS)

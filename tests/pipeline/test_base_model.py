@@ -4,7 +4,7 @@ import pytest
 
 from stages.base_model import PAD, as_tensors, in_random_order, pack, train_tokenizer, weighted_loss
 from stages.corpus.marks import TEXT_END
-from stages.corpus.procedural import DOCUMENT_KINDS, pretraining_documents
+from stages.corpus.procedural import DOCUMENT_KINDS, Limits, pretraining_documents
 from tests.pipeline.conftest import assert_one_sentence
 
 MAX_LENGTH = 144
@@ -13,7 +13,8 @@ MAX_LENGTH = 144
 @pytest.fixture(scope="module")
 def documents():
     shares = {kind: 1 / len(DOCUMENT_KINDS) for kind in DOCUMENT_KINDS}
-    rows = pretraining_documents(1800, 0, shares, {1: 0.4, 2: 0.4, 3: 0.2}, careless=0.5)
+    limits = Limits(largest=10, factor=5, result=30)
+    rows = pretraining_documents(1800, 0, shares, {1: 0.4, 2: 0.4, 3: 0.2}, limits, careless=0.5)
     return [(row["prompt"], row["completion"]) for row in rows]
 
 
