@@ -81,6 +81,7 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
         reward_funcs=[*rewards, distinct],
         args=GRPOConfig(
             **arguments(p, checkpoints),
+            **backend.grpo_arguments,
             reward_weights=[1.0] * len(rewards) + [0.0],  # distinct is only watched
             num_generations=p.generations,
             num_iterations=p.updates_per_batch,
@@ -93,6 +94,7 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
             loss_type=p.loss,
             scale_rewards=p.scale_rewards,
             epsilon=p.epsilon,
+            epsilon_high=p.epsilon,
             mask_truncated_completions=p.mask_truncated,
             vllm_importance_sampling_correction=p.rollouts.importance_correction,
             vllm_importance_sampling_mode="sequence_mask",
@@ -118,6 +120,11 @@ def _check(p: Params) -> None:
         raise InputError(
             f"params.yaml: grpo: per_device_batch x accumulation ({p.per_device_batch} x {p.accumulation}) must be "
             f"prompts_per_step x generations ({p.prompts_per_step} x {p.generations}): change one of them"
+        )
+    if p.backend == "unsloth" and (p.beta > 0 or p.loss in ("dr_grpo", "bnpo")):
+        raise InputError(
+            "params.yaml: grpo.backend: unsloth measures beta's divergence from the bare base and reads the losses dr_grpo and bnpo "
+            "in its own way: set beta to 0 and loss to grpo or dapo, or use transformers"
         )
     cuts = p.top_p < 1 or p.top_k > 0 or bool(p.min_p)
     if p.rollouts.engine == "vllm" and p.rollouts.importance_correction and cuts and p.temperature != 1:

@@ -38,6 +38,7 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
             max_length=p.max_length,
             assistant_only_loss=True,
             packing=False,
+            padding_free=False,
             loss_type="nll",
             eval_strategy="steps",
             eval_steps=p.eval_every,

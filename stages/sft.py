@@ -36,6 +36,7 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
             max_length=p.max_length,
             assistant_only_loss=True,
             packing=False,
+            padding_free=False,
             loss_type="nll",
         ),
         train_dataset=dataset(mix / "sft" / "train.jsonl", ("messages",)),

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ class Transformers:
     """The backend `transformers`: the libraries' own models, on a GPU where there is one."""
 
     lends = True  # its models can use weights that lie elsewhere
+    grpo_arguments: dict[str, int] = {}  # that its GRPOConfig has beyond trl's
 
     def __init__(self, precision: Precision) -> None:
         self.precision = precision
@@ -46,11 +47,17 @@ class Transformers:
         require_model(folder)
         use_portable_arithmetic()
         dtype = getattr(torch, DTYPES[self.precision])
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             device_map="cuda" if torch.cuda.is_available() and (nf4 or not lent) else None,
-            quantization_config=BitsAndBytesConfig(**nf4_settings(dtype)) if nf4 else None,
+            quantization_config=quantization if nf4 else None,
         )
         for module in model.modules():
             # On a CPU with AVX512-BF16, bitsandbytes (0.50.2) repacks 4-bit weights for each evaluation and back, rounding
@@ -77,16 +84,6 @@ class Transformers:
         from peft import PeftModel
 
         return PeftModel.from_pretrained(model, folder, is_trainable=True)
-
-
-def nf4_settings(dtype) -> dict[str, Any]:
-    """What QLoRA holds its base in: NF4, its scales quantised too, and products in `dtype`."""
-    return {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": dtype,
-    }
 
 
 def in_32_bits(model) -> None:

@@ -47,7 +47,7 @@ def stop_at_form(p: StopAtForm, trainer, validation: Path):
                 engine = TransformersEngine(trainer.model.eval(), tokenizer, p.problems)
                 with fork_rng():
                     answers = engine.generate(prompts, Sampling(p.max_new_tokens))
-                trainer.model.train()
+                getattr(trainer.model, "for_training", trainer.model.train)()  # unsloth's switches more than a flag
                 share = in_form([answer.text for answer in answers])
                 due = control.should_log
                 trainer.log({"form": share})

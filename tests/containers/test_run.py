@@ -86,7 +86,7 @@ def test_experiments_run_in_containers_in_a_copy_and_in_a_queue(contained, engin
     assert done.returncode == 0, done.stderr
     assert dvc(contained, "exp", "run", "--queue", "-S", "base_model.steps=4,5", "prepare-mix").returncode == 0
     dvc(contained, "queue", "start", "-j", "2")
-    settle(lambda: "Running" in (told := dvc(contained, "queue", "status").stdout) or "Queued" in told, 180)
+    settle(lambda: "Running" in (told := dvc(contained, "queue", "status").stdout) or "Queued" in told, 600)
     told = dvc(contained, "queue", "status").stdout
     assert told.count("Success") == 2, told
     assert containers(engine, contained) == [] and scratch(contained) == []

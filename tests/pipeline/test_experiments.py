@@ -61,7 +61,7 @@ def test_a_sweep_runs_in_a_queue_with_two_workers(committed):
     assert done.returncode == 0, done.stderr
     dvc(committed, "queue", "start", "-j", "2")
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while len(found := experiments(committed)) < 2 and time.monotonic() < deadline:
             time.sleep(1)
         locks = "".join(git(committed, "show", f"{commit}:dvc.lock") for commit in found.values())
@@ -98,7 +98,7 @@ def test_seeds_are_queued_once_and_their_scores_collected(clone):  # noqa: F811
     assert collect(clone)[name]["models"] is None
 
     dvc(clone, "queue", "start", "-j", "1")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while name not in experiments(clone) and time.monotonic() < deadline:
         time.sleep(1)
     metrics = json.loads((clone / "metrics.json").read_text())
