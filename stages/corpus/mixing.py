@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from stages.corpus.schemas import Unusable
-from stages.harness.errors import InputError
 
 Row = TypeVar("Row")
 

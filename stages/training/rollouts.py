@@ -1,8 +1,8 @@
 """Rollouts by vLLM beside the trainer, in one process on one GPU; the engine gets the adapter and nothing else.
 
 trl's own way merges the adapter into the base, copies every weight over and takes the adapter out again, and in 16 bits
-the frozen base drifts with each such step (trl issue 5975). Here the engine holds the base once more and reads the
-adapter from a folder under a new name each step, so that nothing cached of an older adapter is taken for the new one's.
+the frozen base drifts with each such step (trl issue 5975). Here the engine reads the adapter from a folder under a new
+name each step, so that nothing cached of an older adapter is taken for the new one's, and can lend the trainer its base.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ class Rollouts(StageParams):
     """Who samples the completions: transformers anywhere, vllm on a CUDA GPU."""
 
     engine: Literal["transformers", "vllm"]
-    kv_cache_gib: float = Field(gt=0)  # vllm: memory for keys and values, beside a second copy of the base
+    kv_cache_gib: float = Field(gt=0)  # vllm: memory for keys and values, beside the weights
     cuda_graphs: bool  # vllm: faster steps, for memory and half a minute at the start
-    importance_correction: bool  # vllm: weigh each token by how likely the trainer's own arithmetic finds it
+    importance_correction: bool  # vllm: weigh each completion by how likely the trainer's own arithmetic finds it
     importance_cap: float = Field(gt=1)  # weights above it leave the whole completion out of the loss
 
 

@@ -21,7 +21,7 @@ class Optimisation(StageParams):
     seed: int
     backend: Literal["transformers", "unsloth"]  # whose models and kernels; the adapter is laid out alike
     precision: Precision  # of the base and of products; fp16 scales its losses; the adapter is always held in 32 bits
-    strict: bool  # on a GPU: only kernels whose bits come again, at the cost that benchmarks/README.md tells
+    strict: bool  # on a GPU: only kernels whose bits come again
     lr: float = Field(gt=0)
     scheduler: Literal["linear", "cosine", "constant"]
     warmup_ratio: float = Field(ge=0, lt=1)

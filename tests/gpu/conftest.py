@@ -37,12 +37,7 @@ AT_ONCE = 4  # runs that share the GPU
 def place(tmp_path_factory) -> Workplace:
     """Everything up to sft and its merged model, by the stages themselves."""
     made = Workplace(tmp_path_factory.mktemp("gpu"), "scratch-gpu", MADE_SMALL)
-    made.do("fetch", sources_lock="params.yaml", out="raw")
-    made.do("base-model", raw="raw", sources_lock="params.yaml", out="base", out_curve="base.csv")
-    made.do("prepare-mix", raw="raw", tokenizer="base", out="mix")
-    (made / "teacher").mkdir()
-    made.do("preference-pairs", raw="raw", base="base", mix="mix", teacher="teacher", out="pairs")
-    made.do("sft", base="base", mix="mix", out="sft", out_curve="sft.csv")
+    made.do_all_up_to_sft()
     made.do("merge", base="base", adapter="sft", out="merged")
     return made
 

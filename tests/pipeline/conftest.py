@@ -112,6 +112,15 @@ class Workplace:
         done = self.run(stage, scratch=f"scratch-{self.runs}", **paths)
         assert done.returncode == 0, done.stdout
 
+    def do_all_up_to_sft(self) -> None:
+        """Sources, base, training sets, pairs and sft, each by its stage from nothing."""
+        self.do("fetch", sources_lock="params.yaml", out="raw")
+        self.do("base-model", raw="raw", sources_lock="params.yaml", out="base", out_curve="base.csv")
+        self.do("prepare-mix", raw="raw", tokenizer="base", out="mix")
+        (self / "teacher").mkdir()
+        self.do("preference-pairs", raw="raw", base="base", mix="mix", teacher="teacher", out="pairs")
+        self.do("sft", base="base", mix="mix", out="sft", out_curve="sft.csv")
+
     def __truediv__(self, path: str) -> Path:
         return self.folder / path
 
@@ -120,12 +129,7 @@ class Workplace:
 def small(tmp_path_factory) -> Workplace:
     """Everything up to the adapters, each made by its real stage at a small size."""
     place = Workplace(tmp_path_factory.mktemp("small"))
-    place.do("fetch", sources_lock="params.yaml", out="raw")
-    place.do("base-model", raw="raw", sources_lock="params.yaml", out="base", out_curve="base.csv")
-    place.do("prepare-mix", raw="raw", tokenizer="base", out="mix")
-    (place / "teacher").mkdir()
-    place.do("preference-pairs", raw="raw", base="base", mix="mix", teacher="teacher", out="pairs")
-    place.do("sft", base="base", mix="mix", out="sft", out_curve="sft.csv")
+    place.do_all_up_to_sft()
     place.do("qlora", base="base", mix="mix", out="qlora", out_curve="qlora.csv")
     place.do("grpo", base="base", adapter="sft", mix="mix", out="grpo", out_curve="grpo.csv")
     place.do("orpo", base="base", pairs="pairs", out="orpo", out_curve="orpo.csv")
