@@ -8,7 +8,7 @@ then runs as its stage runs, in a process of its own.
 
 --gib limits a process to so much of the card (torch's allocator refuses more; the CUDA context, about half a GiB, comes on top).
 --turing leaves out what compute capability 7.5 has no kernels for: flash attention, and vLLM's attention but in Triton.
---backend, --only METHOD, --set grpo.nf4=true ... change what is run. --shrink makes a model of a few weights, to try this script.
+--backend transformers unsloth, --only METHOD, --set grpo.nf4=true ... change what is run. --shrink makes a model of a few weights, to try this script.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from pathlib import Path
 from prepare_mix import ROOT, environment, make_tables, make_tokenizer
 from ruamel.yaml import YAML
 
+from stages.host.provenance import determinism
+
 METHODS = ("sft", "qlora", "orpo", "grpo")
 INPUTS = {
     "prepare-mix": {"raw": "raw", "tokenizer": "base", "out": "mix"},
@@ -37,7 +39,7 @@ INPUTS = {
 ROWS = 0.02  # of the published sizes: enough for the updates here
 PAD = "<|pad|>"
 SHRUNK = {"hidden": 256, "layers": 2, "heads": 4, "kv_heads": 4, "ffn": 512}
-TIME_LIMIT = 400  # seconds for a method
+TIME_LIMIT = 1500  # seconds for a method
 
 
 def main() -> None:
@@ -46,16 +48,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         make_tables(ROWS)
-        values = _params(chosen)
+        sources = YAML(typ="safe").load(Path("params.yaml"))["fetch"]["sources"]
+        values = _params(chosen, chosen.backend[0], sources)
         make_tokenizer(chosen.vocabulary)
         make_base(values["base_model"]["architecture"], chosen.shrink)
         Path("teacher").mkdir()
         for stage in ("prepare-mix", "preference-pairs"):
             _run(stage, chosen, check=True)
-        for method in METHODS:
-            if method in chosen.only:
-                results.append(_row(method, chosen, values[method]))
-                print(json.dumps(results[-1]), flush=True)
+        for backend in chosen.backend:
+            values = _params(chosen, backend, sources)
+            for method in METHODS:
+                if method in chosen.only:
+                    results.append(_row(method, chosen, values[method]))
+                    print(json.dumps(results[-1]), flush=True)
     columns = [*dict.fromkeys(key for row in results for key in row if key != "losses")]
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for row in results:
@@ -68,26 +73,25 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("vocabulary", type=lambda text: Path(text).absolute())
     parser.add_argument("--profile", default="report-t4")
-    parser.add_argument("--backend", default="transformers")
+    parser.add_argument("--backend", nargs="+", default=["transformers"])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--gib", type=float, default=0, help="limit; 0: the whole card")
     parser.add_argument("--turing", action="store_true")
-    parser.add_argument("--only", nargs="+", default=list(METHODS))
+    parser.add_argument("--only", nargs="+", default=list(METHODS), help="grpo needs sft before it")
     parser.add_argument("--set", nargs="+", default=[], dest="changes", metavar="KEY=VALUE")
     parser.add_argument("--shrink", action="store_true")
     parser.add_argument("--json", type=lambda text: Path(text).absolute())
     return parser.parse_args()
 
 
-def _params(chosen: argparse.Namespace) -> dict:
-    """Writes params.yaml: the profile, fetched from local tables, with so many steps."""
+def _params(chosen: argparse.Namespace, backend: str, sources: dict) -> dict:
+    """Writes params.yaml: the profile, fetched from local tables, with so many steps by this backend."""
     yaml = YAML(typ="safe")
-    sources = yaml.load(Path("params.yaml"))["fetch"]["sources"]
     values = yaml.load((ROOT / f"params/{chosen.profile}.yaml").read_text(encoding="utf-8"))
     values["fetch"]["sources"] = sources
     values["prepare_mix"]["sft_rows"] = None
     for method in METHODS:
-        values[method] |= {"max_steps": chosen.steps, "log_every": 1, "save_every": 10_000, "backend": chosen.backend}
+        values[method] |= {"max_steps": chosen.steps, "log_every": 1, "save_every": 10_000, "backend": backend}
     values["qlora"]["eval_every"] = 10_000
     for change in chosen.changes:
         *path, name = (key := change.partition("=")[0]).split(".")
@@ -136,7 +140,7 @@ def _run(stage: str, chosen: argparse.Namespace, check: bool = False) -> subproc
     command = [sys.executable, __file__, "stage", *limits, stage, "--scratch", "scratch", "--local-files", "local", *options]
     home = str(Path("scratch/tmp").absolute())
     done = subprocess.run(
-        command, env={**environment(), "HOME": home, "TMPDIR": home}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command, env={**environment(), **determinism(ROOT), "HOME": home, "TMPDIR": home}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=TIME_LIMIT, check=False,
     )  # fmt: skip
     if check and done.returncode:
@@ -162,7 +166,7 @@ def run_stage(gib: float, turing: bool, arguments: list[str]) -> int:
 
 def _row(method: str, chosen: argparse.Namespace, values: dict) -> dict:
     """What a method took; or why it did not end."""
-    about = {"method": method, "backend": chosen.backend, "precision": values["precision"]}
+    about = {"method": method, "backend": values["backend"], "precision": values["precision"]}
     try:
         done = _run(method, chosen)
     except subprocess.TimeoutExpired:
