@@ -160,6 +160,7 @@ def pretrain(p: Params, raw: Path, out: Path) -> Curve:
     with progress("base-model", p.steps) as advance:
         for step in range(1, p.steps + 1):
             batch = as_tensors(next(batches), tokenizer.token_to_id(PAD))
+            tokens += int((batch[2] > 0).sum())
             ids, positions, weights = (part.to(device) for part in batch)
             with torch.autocast(device.type, torch.bfloat16, enabled=p.precision == "bf16"):
                 logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
@@ -168,13 +169,14 @@ def pretrain(p: Params, raw: Path, out: Path) -> Curve:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            tokens += int((weights > 0).sum())
-            running.append(loss.item())
-            if step % NOTE_EVERY == 0 or step == p.steps:
-                curve.add(step, loss=sum(running) / len(running), lr=schedule.get_last_lr()[0])
+            running.append(loss.detach())
+            shown = {}
+            if step % NOTE_EVERY == 0 or step == p.steps:  # only here is a GPU waited for
+                shown = {"loss": sum(part.item() for part in running) / len(running)}
+                curve.add(step, **shown, lr=schedule.get_last_lr()[0])
                 running = []
             schedule.step()
-            advance(loss=loss.item())
+            advance(**shown)
 
     stop_ids = [tokenizer.token_to_id(token) for token in reversed(STOP_TOKENS)]
     model.generation_config = GenerationConfig(eos_token_id=stop_ids, pad_token_id=tokenizer.token_to_id(PAD))

@@ -16,6 +16,7 @@ from stages.harness.jsonl import read_rows, write_json, write_rows
 from stages.harness.params import StageParams
 from stages.inference.asking import ask
 from stages.inference.engine import Engine, Sampling
+from stages.inference.vllm_engine import Vllm, VllmEngine
 from stages.scoring import bleu
 from stages.scoring.answers import gold_answer, parse_number
 from stages.scoring.samples import majority_at_k, pass_at_k, powers_of_two
@@ -33,7 +34,8 @@ class Params(StageParams):
 
     seed: int  # draws the samples, and the bootstrap of BLEU's interval
     engine: Literal["transformers", "vllm"]
-    batch_size: int = Field(gt=0)
+    batch_size: int = Field(gt=0)  # prompts that are answered side by side
+    vllm: Vllm
     max_new_tokens: int = Field(gt=0)  # an answer cut here counts in `truncated`
     problems: Annotated[int, Field(gt=0)] | Places | None  # the first so many test rows, those at some places, null: all
     subset: Places | None  # test rows whose scores are told apart, beside all that were asked
@@ -90,9 +92,7 @@ def _at(rows: list[Row], places: Places, name: str) -> list[Row]:
 
 def _engine(p: Params, model: Path) -> Engine:
     if p.engine == "vllm":
-        from stages.inference.vllm_engine import VllmEngine
-
-        return VllmEngine(model)
+        return VllmEngine(model, p.batch_size, p.vllm)
     from stages.inference.transformers_engine import TransformersEngine
 
     return TransformersEngine.from_folder(model, p.batch_size)

@@ -5,12 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from stages.harness.errors import InputError
+from stages.harness.params import StageParams
 from stages.inference.engine import Completion, Sampling
 
-GPU_MEMORY = 0.85  # of the card: weights and caches; the rest is for activations and what else runs there
+SHARE = 0.02  # of the card that vLLM asks to be free when it starts; kv_cache_gib says what it takes
+GIB = 2**30
 SUPPORTED_FROM = (7, 5)  # compute capability: a T4's; CUDA 13 knows none below
 BATCH_INVARIANT_FROM = (9, 0)  # compute capability with kernels whose sums do not follow the batch (Hopper and later)
+
+
+class Vllm(StageParams):
+    """What an engine takes of a GPU, whatever else is free there: answers then depend on no other program's memory."""
+
+    kv_cache_gib: float = Field(gt=0)  # memory for keys and values, beside the weights
+    cuda_graphs: bool  # faster steps, for memory and half a minute at the start
 
 
 def set_up_vllm() -> None:
@@ -31,22 +42,30 @@ def set_up_vllm() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
-def start_vllm(folder: Path, **settings: Any):
+def start_vllm(folder: Path, p: Vllm, **settings: Any):
     """A vllm.LLM in this process on a model folder; see set_up_vllm."""
     set_up_vllm()
     from vllm import LLM
 
-    return LLM(str(folder), tokenizer=str(folder), seed=0, **settings)
+    return LLM(
+        str(folder),
+        tokenizer=str(folder),
+        seed=0,
+        gpu_memory_utilization=SHARE,
+        kv_cache_memory_bytes=int(p.kv_cache_gib * GIB),
+        enforce_eager=not p.cuda_graphs,
+        **settings,
+    )
 
 
 class VllmEngine:
-    """A model folder in memory, in 16 bits; prompts run as many at a time as its caches hold."""
+    """A model folder in memory, in 16 bits; up to `batch_size` prompts run at a time, of the length that the caches hold."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, batch_size: int, p: Vllm) -> None:
         """See start_vllm."""
         from transformers import GenerationConfig
 
-        self.llm = start_vllm(folder, gpu_memory_utilization=GPU_MEMORY)
+        self.llm = start_vllm(folder, p, max_num_seqs=batch_size, max_model_len=-1)
         self.tokenizer = self.llm.get_tokenizer()
         self.template = self.tokenizer.chat_template
         self.stops = GenerationConfig.from_pretrained(folder).eos_token_id

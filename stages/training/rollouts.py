@@ -13,22 +13,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.harness.params import StageParams
-from stages.inference.vllm_engine import start_vllm
+from stages.inference.vllm_engine import Vllm, start_vllm
 from stages.training.models import DTYPES, Precision
 
 ADAPTER_RANKS = (8, 16, 32, 64, 128, 256)  # that vLLM has room for (vllm.config.lora.MaxLoRARanks)
-SHARE = 0.02  # of the card that vLLM asks to be free when it starts; kv_cache_gib says what it takes
 BATCHED_TOKENS = 4096  # that a step of the engine computes at once; more would take memory from the trainer
-GIB = 2**30
 
 
-class Rollouts(StageParams):
+class Rollouts(Vllm):
     """Who samples the completions: transformers anywhere, vllm on a CUDA GPU."""
 
     engine: Literal["transformers", "vllm"]
-    kv_cache_gib: float = Field(gt=0)  # vllm: memory for keys and values, beside the weights
-    cuda_graphs: bool  # vllm: faster steps, for memory and half a minute at the start
     importance_correction: bool  # vllm: weigh each completion by how likely the trainer's own arithmetic finds it
     importance_cap: float = Field(gt=1)  # weights above it leave the whole completion out of the loss
 
@@ -47,15 +42,13 @@ class VllmRollouts:
         self.adapter = scratch.resolve() / "rollouts"
         self.llm = start_vllm(
             base,
+            p,
             dtype=DTYPES[precision],
             enable_lora=True,
             max_lora_rank=next(size for size in ADAPTER_RANKS if size >= rank),
             max_model_len=max_length,
             max_num_seqs=requests,
             max_num_batched_tokens=max(BATCHED_TOKENS, max_length),
-            enforce_eager=not p.cuda_graphs,
-            gpu_memory_utilization=SHARE,
-            kv_cache_memory_bytes=int(p.kv_cache_gib * GIB),
             logprobs_mode="raw_logprobs" if raw else "processed_logprobs",
             generation_config="vllm",  # stop tokens are named below
         )

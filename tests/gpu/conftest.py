@@ -1,10 +1,13 @@
 """A small `scratch-gpu` on the GPU of this machine: 85 million weights, briefly trained, and runs of every method on it."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from stages.host.provenance import determinism
+from tests.imports import ROOT
 from tests.pipeline.conftest import Workplace
 
 UPDATES = 20
@@ -14,6 +17,7 @@ MADE_SMALL = {
     "preference_pairs.questions": 300,
     "sft.max_steps": UPDATES,
     "sft.log_every": 1,
+    "sft.stop.share": None,
     "qlora.max_steps": UPDATES,
     "qlora.log_every": 1,
     "qlora.eval_every": 10,
@@ -31,6 +35,12 @@ INPUTS = {
     "grpo": {"base": "base", "adapter": "sft", "mix": "mix"},
 }
 AT_ONCE = 4  # runs that share the GPU
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment() -> None:
+    """Tests that start an engine themselves do so in the stages' environment; libraries read it as they are imported."""
+    os.environ |= determinism(ROOT)
 
 
 @pytest.fixture(scope="session")

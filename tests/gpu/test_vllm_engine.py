@@ -8,6 +8,7 @@ import pytest
 from stages.corpus.chat_format import render
 from stages.harness.jsonl import read_rows
 from stages.inference.engine import Sampling
+from stages.inference.vllm_engine import Vllm, VllmEngine
 
 pytestmark = pytest.mark.gpu
 GREEDY = Sampling(max_new_tokens=96)
@@ -15,9 +16,7 @@ GREEDY = Sampling(max_new_tokens=96)
 
 @pytest.fixture(scope="module")
 def vllm(place):
-    from stages.inference.vllm_engine import VllmEngine
-
-    return VllmEngine(place / "merged")
+    return VllmEngine(place / "merged", 500, Vllm(kv_cache_gib=8.0, cuda_graphs=False))
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ REPORT = {
         "log_every": 100, "save_every": 1200, "eval_every": 600, "early_stopping_patience": 5, "max_length": 2048,
     },
     "grpo": {
-        "precision": "fp16", "lr": 5e-6, "scheduler": "linear", "optimizer": "adamw_8bit", "accumulation": 4, "max_steps": 100,
-        "per_device_batch": 4, "prompts_per_step": 4, "generations": 4, "answer_reward": "graded", "temperature": 1.0,
+        "precision": "fp16", "lr": 5e-6, "scheduler": "linear", "optimizer": "adamw_8bit", "accumulation": 16, "max_steps": 100,
+        "per_device_batch": 1, "prompts_per_step": 4, "generations": 4, "answer_reward": "graded", "temperature": 1.0,
         "top_p": 1.0, "top_k": 0, "min_p": 0.1, "rollouts.engine": "vllm",
     },
     "orpo": {
