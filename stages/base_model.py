@@ -20,7 +20,7 @@ from stages.corpus.schemas import Document, MathProblem
 from stages.corpus.sources import Sources
 from stages.corpus.sources_lock import CONFIGS, Snapshot, is_weights, pinned_model, refuse_own_code
 from stages.harness import measures
-from stages.harness.arithmetic import use_portable_arithmetic
+from stages.harness.arithmetic import use_portable_arithmetic, use_strict_kernels
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, write_json
 from stages.harness.params import StageParams
@@ -146,7 +146,7 @@ def pretrain(p: Params, raw: Path, out: Path) -> Curve:
     packed = sum(len(row["seq_lengths"]) for row in rows)
 
     use_portable_arithmetic()
-    torch.use_deterministic_algorithms(p.strict and torch.cuda.is_available())
+    use_strict_kernels(p.strict)
     torch.manual_seed(p.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _model(p, tokenizer).to(device)  # drawn on the CPU: the same start on every device

@@ -1,4 +1,4 @@
-"""Arithmetic on a CPU that comes out the same on every x86-64 machine with AVX2, at full speed.
+"""Arithmetic whose bits come again: on a CPU those of every x86-64 machine with AVX2, at full speed; on a GPU its own.
 
 torch multiplies 32-bit matrices with MKL. MKL gives an Intel and an AMD machine different bits unless it is held to SSE2
 (MKL_CBWR=COMPATIBLE, docker/determinism.env), which costs more than half of its speed. oneDNN, which torch carries too,
@@ -10,6 +10,8 @@ in 64 bits and rounded to 32 it is the exact one on both (24 bits doubled, and t
 """
 
 import warnings
+
+from stages.harness import measures
 
 _library = None  # torch drops the kernels when this object goes
 
@@ -51,3 +53,15 @@ def use_portable_arithmetic() -> None:
     with warnings.catch_warnings(action="ignore"):  # torch warns that a kernel is replaced: that is the purpose
         for kernel in (mm, addmm, sqrt, sqrt_):
             _library.impl(kernel.__name__, kernel, "CPU")
+
+
+def use_strict_kernels(strict: bool) -> None:
+    """Where `strict`, a GPU runs only kernels whose bits come again; the record says whether it does. CPUs here always do."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    torch.use_deterministic_algorithms(strict)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a kernel more for each tensor; nothing here reads unwritten memory
+    if not strict:
+        measures.note(level="statistical")

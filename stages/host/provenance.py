@@ -1,6 +1,7 @@
 """What ran, where and how long: results/timing/<stage>.json, apart from every out."""
 
 import hashlib
+import os
 import platform
 import re
 import shutil
@@ -33,20 +34,22 @@ def write_timing(
     pinned: bool,
     image_id: str | None,
 ) -> None:
-    """Writes a stage's timing record; `measured` is what the stage's own process counted (seconds, MiB, tokens, Python)."""
+    """Writes a stage's timing record; `measured` is what the stage's own process counted (seconds, MiB, tokens, Python).
+
+    Its `level` is what is promised of the bits (README, "What is deterministic"): bitwise, unless the stage noted another.
+    """
     if "tokens" in measured:
         measured = {**measured, "tokens_per_second": round(measured["tokens"] / max(measured["seconds"], 0.01))}
     write_json(tree / TIMING / f"{stage}.json", {
         "stage": stage,
         "key": key,
+        "level": "bitwise",
         **measured,
         "engine": settings.engine,
         "image": image,
         "image_id": image_id,
         "recipe": recipe(tree, image),
         "pinned": pinned,
-        # What is promised of the bits (README, "What is deterministic"); nothing has been proven for GPUs yet.
-        "level": "bitwise" if settings.gpus == 0 else "unproven",
         "machine": machine(),
     })  # fmt: skip
 
@@ -89,5 +92,7 @@ def machine() -> dict[str, Any]:
         described["cpu_flags"] = hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:16]
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            query.append(f"--id={visible}")
         described["gpus"] = subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()
     return described

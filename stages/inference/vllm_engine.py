@@ -1,4 +1,4 @@
-"""Generation with vLLM, on a CUDA GPU: continuous batching, prefixes shared, answers that do not depend on the batch."""
+"""Generation with vLLM, on a CUDA GPU: continuous batching, and answers that do not depend on the batch where the GPU can."""
 
 import os
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from stages.harness import measures
 from stages.harness.errors import InputError
 from stages.harness.params import StageParams
 from stages.inference.engine import Completion, Sampling
@@ -39,6 +40,8 @@ def set_up_vllm() -> None:
                          f"and this one is of {capability[0]}.{capability[1]}: use transformers")  # fmt: skip
     if capability >= BATCH_INVARIANT_FROM:
         os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
+    if os.environ.get("VLLM_BATCH_INVARIANT") != "1":
+        measures.note(level="statistical")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
@@ -65,7 +68,10 @@ class VllmEngine:
         """See start_vllm."""
         from transformers import GenerationConfig
 
-        self.llm = start_vllm(folder, p, max_num_seqs=batch_size, max_model_len=-1)
+        # Each prompt is computed whole: in pieces, of which a cache may hold some, attention adds up in other pieces too, and
+        # an answer would follow what else was asked (vLLM pull requests 46592 and 55612; seen here, one answer of a hundred).
+        whole = {"enable_prefix_caching": False, "enable_chunked_prefill": False}
+        self.llm = start_vllm(folder, p, max_num_seqs=batch_size, max_model_len=-1, **whole)
         self.tokenizer = self.llm.get_tokenizer()
         self.template = self.tokenizer.chat_template
         self.stops = GenerationConfig.from_pretrained(folder).eos_token_id
@@ -85,7 +91,7 @@ class VllmEngine:
             )
             for place in range(len(ids))
         ]
-        outputs = self.llm.generate([{"prompt_token_ids": tokens} for tokens in ids], asked)
+        outputs = self.llm.generate([{"prompt_token_ids": tokens} for tokens in ids], asked, use_tqdm=False)
         return [
             Completion(output.text, "length" if output.finish_reason == "length" else "stop", len(output.token_ids))
             for output in (request.outputs[0] for request in outputs)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from stages.harness import measures
+from stages.harness.arithmetic import use_strict_kernels
 from stages.harness.jsonl import read_rows
 from stages.harness.params import StageParams
 from stages.training.curves import Curve, recorder
@@ -43,8 +44,6 @@ def begin(p: Optimisation, max_length: int, scratch: Path):
     To be called before trl is imported, which unsloth rewrites, and before an adapter is drawn, for which trl seeds too
     late. `max_length` is that of the longest row, in tokens; what a backend compiles goes to `scratch`.
     """
-    import torch
-
     if p.backend == "unsloth":
         from stages.training.unsloth_backend import Unsloth
 
@@ -55,7 +54,7 @@ def begin(p: Optimisation, max_length: int, scratch: Path):
         backend = Transformers(p.precision)
     from transformers import set_seed
 
-    torch.use_deterministic_algorithms(p.strict and torch.cuda.is_available())
+    use_strict_kernels(p.strict)
     set_seed(p.seed)
     return backend
 

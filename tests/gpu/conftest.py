@@ -18,6 +18,7 @@ MADE_SMALL = {
     "sft.max_steps": UPDATES,
     "sft.log_every": 1,
     "sft.stop.share": None,
+    "sft.save_every": 10,
     "qlora.max_steps": UPDATES,
     "qlora.log_every": 1,
     "qlora.eval_every": 10,
