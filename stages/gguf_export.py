@@ -27,13 +27,15 @@ class Params(StageParams):
 
 
 def run(p: Params, *, model: Path, out: Path) -> None:
-    """Writes out/f16.gguf, its quantised forms, and out/tensors.json: how many tensors each form holds in what type."""
+    """Writes out/<form>.gguf of each form in `files`, and out/tensors.json: how many tensors each holds in what type."""
     out.mkdir(parents=True)
     whole = out / "f16.gguf"
     convert(model, whole, p.name)
     for form in p.files:
         if form != "f16":
             quantise(whole, out / f"{form}.gguf", form)
+    if "f16" not in p.files:
+        whole.unlink()
     counts = {form: tensor_types(out / f"{form}.gguf") for form in p.files}
     write_json(out / "tensors.json", counts)
     if fallen := fallen_back(counts.get("q4_k_m", {})):

@@ -8,6 +8,7 @@ import pytest
 from stages.corpus.chat_format import render
 from stages.corpus.marks import STOP_TOKENS
 from stages.harness.jsonl import read_rows
+from tests.pipeline.conftest import Workplace
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,13 @@ def test_the_bytes_do_not_depend_on_the_run_or_the_folder(exported):
     shutil.copytree(exported / "merged", exported / "elsewhere" / "named-otherwise")
     exported.do("gguf-export", model="elsewhere/named-otherwise", out="gguf-again")
     assert digests(exported / "gguf-again") == digests(exported / "gguf")
+
+
+def test_only_the_forms_that_are_asked_for_are_kept(exported, tmp_path):
+    fewer = Workplace(tmp_path, "embedded", {"gguf_export.files": ["q8_0"]})
+    fewer.do("gguf-export", model=str(exported / "merged"), out="gguf")
+    assert sorted(digests(tmp_path / "gguf")) == ["q8_0.gguf", "tensors.json"]
+    assert digests(tmp_path / "gguf")["q8_0.gguf"] == digests(exported / "gguf")["q8_0.gguf"]
 
 
 def test_llama_cpp_and_transformers_give_the_same_text(exported):
