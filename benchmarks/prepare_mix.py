@@ -55,13 +55,13 @@ def main() -> None:
         chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def make_tables(rows: float) -> None:
-    """params.yaml, raw/ and local/ in the working folder, as after fetch."""
+def make_tables(rows: float, tokens: int = 2000) -> None:
+    """params.yaml, raw/ and local/ in the working folder, as after fetch; see tests/report_tables.py."""
     from ruamel.yaml import YAML
 
     from tests.report_tables import local_sources, write_tables
 
-    files = write_tables(Path("local"), tokens=2000, rows=rows)
+    files = write_tables(Path("local"), tokens=tokens, rows=rows)
     values = YAML(typ="safe").load((ROOT / "params/report-t4.yaml").read_text(encoding="utf-8"))
     sources = values["fetch"]["sources"]
     values["fetch"]["sources"] = local_sources(
