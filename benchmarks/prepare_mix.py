@@ -27,6 +27,8 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from stages.harness.run_stage import determinism  # noqa: E402
+
 OURS = "-m stages.harness.run_stage prepare-mix --scratch scratch --local-files local --raw raw --tokenizer tokenizer --out mix".split()
 
 
@@ -111,7 +113,7 @@ def make_tokenizer(vocabulary: Path) -> None:
 
 def environment() -> dict[str, str]:
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(Path("cache").absolute()), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    return {**os.environ, "PYTHONPATH": str(ROOT), **quiet}
+    return {**os.environ, **determinism(ROOT), "PYTHONPATH": str(ROOT), **quiet}
 
 
 def measured(command: list[str]) -> dict[str, float]:

@@ -26,8 +26,6 @@ from pathlib import Path
 from prepare_mix import ROOT, environment, make_tables, make_tokenizer
 from ruamel.yaml import YAML
 
-from stages.host.provenance import determinism
-
 METHODS = ("sft", "qlora", "orpo", "grpo")
 INPUTS = {
     "prepare-mix": {"raw": "raw", "tokenizer": "base", "out": "mix"},
@@ -142,7 +140,7 @@ def _run(stage: str, chosen: argparse.Namespace, check: bool = False) -> subproc
     command = [sys.executable, __file__, "stage", *limits, stage, "--scratch", "scratch", "--local-files", "local", *options]
     home = str(Path("scratch/tmp").absolute())
     done = subprocess.run(
-        command, env={**environment(), **determinism(ROOT), "HOME": home, "TMPDIR": home}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command, env={**environment(), "HOME": home, "TMPDIR": home}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=TIME_LIMIT, check=False,
     )  # fmt: skip
     if check and done.returncode:

@@ -90,6 +90,70 @@ def doctor(json: bool) -> None:
 
 
 @main.command()
+@click.option("--twice", is_flag=True, help="rebuild two times, and hold those to each other too")
+@click.option("--stages", multiple=True, metavar="STAGE", help="these alone, from the inputs in DVC's cache; may be given again")
+@click.option("--engine", type=click.Choice(["native", "docker", "podman"]), help="run stages so, whatever params.yaml says")
+@click.option("--json", is_flag=True, help="print JSON instead of sentences")
+def verify(twice: bool, stages: tuple[str, ...], engine: str | None, json: bool) -> None:
+    """Rebuilds what is committed from nothing, in a clone of its own, and says whether its bytes are the same.
+
+    Exits with 0 where they are, 3 where numbers are the same but for another machine's rounding, 1 where they differ. What
+    was interrupted goes on when it is run again.
+    """
+    from stages.host.verify import told
+    from stages.host.verify import verify as rebuild
+
+    verdict = rebuild(Path.cwd(), stages, twice=twice, engine=engine)
+    click.echo(dumps(verdict.as_json(), indent=2) if json else "\n".join(told(verdict)))
+    raise SystemExit(verdict.status)
+
+
+@main.command()
+@click.argument("traces", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def audit(traces: Path) -> None:
+    """Holds what stages opened to what dvc.yaml declares, after `MATHMIND_TRACE=$PWD/TRACES dvc repro` (native engine, strace).
+
+    Exits with 1 where a stage read what it does not declare, or wrote outside its scratch folder.
+    """
+    from stages.host.audit import audit as hold
+
+    seen, wrong = hold(Path.cwd(), traces)
+    for opened in wrong:
+        mend = "stages write below --scratch alone" if opened.written else "declare it in dvc.yaml, or do not read it"
+        click.echo(f"{opened.stage} {'wrote' if opened.written else 'read'} {opened.path}: {mend}")
+    click.echo(f"{len(seen)} stages looked at" + ("" if wrong else ": each read what it declares and wrote below its scratch folder"))
+    raise SystemExit(1 if wrong else 0)
+
+
+@main.command()
+@click.argument("path", required=False)
+@click.option("--json", is_flag=True, help="print JSON instead of a tree")
+@click.option("--attest", type=click.Path(dir_okay=False, path_type=Path), help="write it to this file, as an in-toto statement")
+@click.option("--check", type=FILE, help="hold the files here to a statement that --attest wrote")
+def explain(path: str | None, json: bool, attest: Path | None, check: Path | None) -> None:
+    """Says what made an out, PATH such as models/grpo: code, parameters, data, packages, machine and seed, back to the sources.
+
+    With --check, exits with 1 where something is not as the statement says.
+    """
+    from stages.host import explain as made
+
+    if bool(path) == bool(check):
+        raise click.UsageError("name one out, or give --check with a statement")
+    if check:
+        wrong = made.check(Path.cwd(), check)
+        click.echo("\n".join(wrong) or f"everything is as {check} says")
+        raise SystemExit(1 if wrong else 0)
+    if attest:
+        click.echo(f"wrote {attest}: {made.attest(Path.cwd(), path, attest)} files of {path}")
+    elif json:
+        click.echo(dumps(made.as_json(made.explain(Path.cwd(), path)), indent=2))
+    else:
+        from rich.console import Console
+
+        Console().print(made.as_tree(made.explain(Path.cwd(), path)))
+
+
+@main.command()
 @click.argument("name", required=False)
 @click.option(
     "--all", "everything", is_flag=True, help="every hub source of params.yaml and of the profiles in params/"

@@ -44,6 +44,7 @@ class Run(StageParams):
     memory: str | None  # a container's limit, such as 12g
     scratch: str | None  # where stages write before their outs are moved; default: .dvc/tmp/mathmind
     local_files: str  # where sources of kind `local` are found, from the main repository
+    unpinned: bool  # take variables of docker/determinism.env from the caller's environment where it has them; the record says so
 
 
 class Images(StageParams):

@@ -23,14 +23,14 @@ from stages.harness.jsonl import write_json
 from stages.harness.params import STAGES, read_params, section, section_of
 
 PARAMS = Path("params.yaml")
+TREE = Path(__file__).resolve().parents[2]
+MAY_ASK_THE_HUB = {"fetch", "base-model"}  # the launcher tells it to these alone, where a parameter names a source there
 GARBAGE = 100_000  # objects made between two searches for cycles: importing torch's libraries takes a fifth less than with 700
 RECORD = "stage.json"  # in the scratch folder: what the run measured, for the launcher's timing record
 
 
 def main(arguments: list[str]) -> int:
     """Runs one stage and returns its exit status: 0, or 2 after one sentence about what the user can mend."""
-    if trace := os.environ.get("MATHMIND_TRACE"):
-        _trace_opens(Path(trace))
     gc.set_threshold(GARBAGE)
     try:
         stage, paths = _parse(arguments)
@@ -56,7 +56,29 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, Path]]:
     return stage, {section_of(name[2:]): Path(path) for name, path in zip(rest[::2], rest[1::2])}
 
 
+def determinism(tree: Path) -> dict[str, str]:
+    """docker/determinism.env as a mapping."""
+    lines = (tree / "docker" / "determinism.env").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def _hold_to_environment(stage: str) -> None:
+    """Refuses an environment that could make other bits, unless `run.unpinned` allows it; the record then says what differs."""
+    found = {name: (value, os.environ.get(name, "nothing")) for name, value in determinism(TREE).items()}
+    if stage in MAY_ASK_THE_HUB:
+        del found["HF_HUB_OFFLINE"]
+    other = {name: value for name, (asked, value) in found.items() if value != asked}
+    if not other:
+        return
+    if os.environ.get("MATHMIND_UNPINNED") != "1":
+        name, value = next(iter(other.items()))
+        raise InputError(f"the environment has {name}={value} where docker/determinism.env has {found[name][0]}, and bits could differ: "
+                         "run stages with `dvc repro`, or set run.unpinned to true in params.yaml")  # fmt: skip
+    measures.note(unpinned=", ".join(f"{name}={value}" for name, value in other.items()))
+
+
 def _run(stage: str, paths: dict[str, Path]) -> None:
+    _hold_to_environment(stage)
     module = importlib.import_module(f"stages.{section_of(stage)}")
     params = section(PARAMS, read_params(PARAMS), section_of(stage), module.Params)
 
@@ -99,20 +121,6 @@ def _gpu_peak() -> dict[str, int]:
 def _workers() -> int:
     """As many processes as run.workers says, or as there are cores to run on."""
     return int(os.environ.get("MATHMIND_WORKERS", "0")) or len(os.sched_getaffinity(0))
-
-
-def _trace_opens(log: Path) -> None:
-    """Appends the path of every file below the working folder that this process opens to read (for the deps test)."""
-    here = os.getcwd() + os.sep
-    file = log.open("a", encoding="utf-8")
-
-    def hook(event: str, details: tuple) -> None:
-        if event == "open" and isinstance(details[0], str):
-            path = os.path.abspath(details[0])
-            if path.startswith(here):
-                print(path[len(here) :], file=file, flush=True)
-
-    sys.addaudithook(hook)
 
 
 if __name__ == "__main__":

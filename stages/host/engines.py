@@ -22,11 +22,13 @@ from typing import Any, Protocol
 
 from stages.harness.errors import InputError
 from stages.harness.params import Run
+from stages.harness.run_stage import determinism
 from stages.host import provenance
+from stages.host.audit import traced
 from stages.host.graph import GraphStage
 from stages.host.hub_sources import hub_sources
 
-NATIVE_PASSES_ON = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TERM", "COLUMNS", "MATHMIND_TRACE")
+NATIVE_PASSES_ON = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TERM", "COLUMNS")
 HUB_PASSES_ON = ("HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")  # by name: never on a command line
 LOCK_LABEL, BASE_LABEL = "mathmind.lock", "org.opencontainers.image.base.name"
 PLENTY = 32768  # files and processes of a stage
@@ -65,7 +67,11 @@ class Job:
             given["CUDA_VISIBLE_DEVICES"] = ""  # a profile that asks for no GPU gives the same bits where there is one
         if self.asks_hub:
             given["HF_HUB_OFFLINE"] = "0"
-        return provenance.determinism(self.tree) | given
+        asked = determinism(self.tree)
+        if self.settings.unpinned:
+            given["MATHMIND_UNPINNED"] = "1"
+            asked |= {name: os.environ[name] for name in asked if name in os.environ}
+        return asked | given
 
     def hub_environment(self) -> dict[str, str]:
         """The caller's token, endpoint and proxies, for the stages that ask the hub; nothing for the others."""
@@ -109,7 +115,9 @@ class Native:
                   f"{some}. Its bits may differ; `make .venv` installs the pinned ones.", file=sys.stderr)  # fmt: skip
 
     def command(self) -> list[str]:
-        return self.job.command(sys.executable)
+        command = self.job.command(sys.executable)
+        folder = os.environ.get("MATHMIND_TRACE")
+        return traced(command, folder, self.job.stage.name) if folder else command
 
     def environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in NATIVE_PASSES_ON if name in os.environ}

@@ -18,6 +18,7 @@ from pathlib import Path
 from select import select
 from threading import Thread
 from types import FrameType
+from typing import IO
 
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
@@ -33,7 +34,7 @@ GRACE = 10  # seconds between a signal that is handed on and the end of what doe
 
 def main() -> int:
     """Runs the stage that dvc.yaml's command names and returns its exit status."""
-    _die_with_parent()
+    die_with_parent()
     _die_with_parent_of_shell()
     try:
         return _launch(sys.argv[1:])
@@ -70,9 +71,9 @@ def _launch(arguments: list[str]) -> int:
     )
 
     with ExitStack() as locks:
-        locks.enter_context(_locked(lock, f"another run of {stage.name}"))
+        locks.enter_context(locked(lock, f"another run of {stage.name}"))
         for gpu in range(settings.gpus):
-            locks.enter_context(_locked(scratch_root / f"gpu-{gpu}.lock", f"GPU {gpu}"))
+            locks.enter_context(locked(scratch_root / f"gpu-{gpu}.lock", f"GPU {gpu}"))
         shutil.rmtree(job.scratch / "outs", ignore_errors=True)
         for folder in ("outs", "checkpoints", "tmp"):
             (job.scratch / folder).mkdir(parents=True, exist_ok=True)
@@ -126,11 +127,11 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
 
 def _begin_child() -> None:
     """What a stage's process does before it becomes one: a background shell's jobs ignore Ctrl-C, a stage must not."""
-    _die_with_parent()
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Asks the kernel to end this process when its parent ends: a killed dvc leaves nothing running."""
     if sys.platform == "linux":
         import ctypes
@@ -157,8 +158,8 @@ def _die_with_parent_of_shell() -> None:
 
 
 @contextmanager
-def _locked(path: Path, whom: str) -> Iterator[None]:
-    """Holds a lock file, and says whom it waits for while another process holds it."""
+def locked(path: Path, whom: str) -> Iterator[IO[str]]:
+    """Holds a lock file, and says whom it waits for while another process holds it; a child that inherits it holds it too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
@@ -166,7 +167,7 @@ def _locked(path: Path, whom: str) -> Iterator[None]:
         except BlockingIOError:
             print(f"docker/run: waiting for {whom}", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file
 
 
 def _move_into_place(places: dict[Path, Path]) -> None:

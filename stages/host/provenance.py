@@ -17,12 +17,6 @@ from stages.harness.params import Run
 TIMING = Path("results/timing")
 
 
-def determinism(tree: Path) -> dict[str, str]:
-    """docker/determinism.env as a mapping."""
-    lines = (tree / "docker" / "determinism.env").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-
-
 def write_timing(
     tree: Path,
     stage: str,
@@ -49,7 +43,7 @@ def write_timing(
         "image": image,
         "image_id": image_id,
         "recipe": recipe(tree, image),
-        "pinned": pinned,
+        "pinned": pinned and "unpinned" not in measured,
         "machine": machine(),
     })  # fmt: skip
 

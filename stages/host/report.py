@@ -20,7 +20,7 @@ PAGE = Path(__file__).parent / "page"
 REPORT, REPORT_PAGE = Path("results/report.md"), Path("results/report.html")
 PROMPTS = {"own": "its own template"}  # the others have a name that says enough
 SHOWS = {"all": "all", "right": "right", "wrong": "wrong", "unparsed": "unparsed", "truncated": "cut off"}
-FACTS = {"pinned": "packages as pinned", "level": "bits", "recipe": "image recipe"}
+FACTS = {"pinned": "packages as pinned", "level": "bits", "recipe": "image recipe", "unpinned": "environment not as pinned"}
 
 
 def write_reports(folder: Path) -> list[Path]:

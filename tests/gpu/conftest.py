@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.host.provenance import determinism
+from stages.harness.run_stage import determinism
 from tests.imports import ROOT
 from tests.pipeline.conftest import Workplace
 

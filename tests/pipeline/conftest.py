@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from stages.host.provenance import determinism
+from stages.harness.run_stage import determinism
 from tests.imports import ROOT
 
 CHANGES = {

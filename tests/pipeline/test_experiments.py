@@ -8,14 +8,7 @@ import time
 import pytest
 
 from stages.host.seeds import collect
-from tests.pipeline.test_launcher import change, clone, dvc, environment, scratch  # noqa: F401
-
-
-def git(folder, *arguments):
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.pipeline.test_launcher import change, clone, dvc, environment, git, only, scratch  # noqa: F401
 
 
 @pytest.fixture
@@ -72,13 +65,7 @@ def test_a_sweep_runs_in_a_queue_with_two_workers(committed):
 
 def test_seeds_are_queued_once_and_their_scores_collected(clone):  # noqa: F811
     """The graph up to the base model stands for the whole, with the committed metrics.json as its scores."""
-    from ruamel.yaml import YAML
-
-    graph = YAML(typ="safe").load((clone / "dvc.yaml").read_text(encoding="utf-8"))
-    graph = {"stages": {name: graph["stages"][name] for name in ("fetch", "base-model")}}
-    with (clone / "dvc.yaml").open("w", encoding="utf-8") as file:
-        YAML().dump(graph, file)
-    (clone / "dvc.lock").unlink()
+    only(clone, "fetch", "base-model")
     change(clone, fetch__sources__pretraining__rows=500, base_model__steps=2, base_model__architecture__layers=1)
     assert dvc(clone, "repro").returncode == 0
     git(clone, "add", "-A")

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from stages.harness.run_stage import determinism
 from stages.host.graph import lock_keys
 from tests.imports import ROOT
 from tests.pipeline.conftest import set_dotted
@@ -27,16 +28,27 @@ def files_of_the_tree():
     return [path for path in listed.stdout.splitlines() if (ROOT / path).is_file()]
 
 
-@pytest.fixture
-def clone(tmp_path):
-    """The working tree in a folder whose path has spaces, as a git and DVC repository, in which dvc can run."""
-    folder = tmp_path / "a path with spaces"
+def git(folder, *arguments):
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def copy_of_the_tree(folder):
+    """The working tree in a folder, as a git and DVC repository, in which dvc can run."""
     for path in files_of_the_tree():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / path, folder / path)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a clone"]):
-        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-        subprocess.run(["git", *identity, *command], cwd=folder, check=True)
+        git(folder, *command)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of the tree whose path has spaces."""
+    folder = tmp_path / "a path with spaces"
+    copy_of_the_tree(folder)
     yield folder
     end_queue_workers(folder)
 
@@ -65,6 +77,14 @@ def change(folder, **changes):
         set_dotted(values, dotted.replace("__", "."), value)
     with path.open("w", encoding="utf-8") as file:
         YAML().dump(values, file)
+
+
+def only(folder, *stages):
+    """Takes all other stages out of the graph, and the lock with them."""
+    graph = YAML(typ="safe").load((folder / "dvc.yaml").read_text(encoding="utf-8"))
+    with (folder / "dvc.yaml").open("w", encoding="utf-8") as file:
+        YAML().dump({"stages": {name: graph["stages"][name] for name in stages}}, file)
+    (folder / "dvc.lock").unlink()
 
 
 def launch(folder, command=FETCH, **more):
@@ -104,6 +124,26 @@ def test_the_record_says_what_ran_where_and_names_no_host(clone):
     assert record["stage"] == "fetch" and record["engine"] == "native" and record["image"] == "cpu"
     assert record["seconds"] > 0 and record["peak_memory_mib"] > 5 and record["pinned"] is True
     assert record["machine"]["cpu"] and os.uname().nodename not in json.dumps(record)
+
+
+def test_the_callers_environment_shapes_no_bits_unless_run_unpinned_lets_it_and_the_record_says_so(clone):
+    record = clone / "results/timing/fetch.json"
+    assert launch(clone, OMP_NUM_THREADS="1").returncode == 0
+    assert json.loads(record.read_text())["pinned"] is True and "unpinned" not in json.loads(record.read_text())
+    change(clone, run__unpinned=True)
+    assert launch(clone, OMP_NUM_THREADS="1", TZ="UTC").returncode == 0
+    said = json.loads(record.read_text())
+    assert said["unpinned"] == "OMP_NUM_THREADS=1" and said["pinned"] is False
+
+
+@pytest.mark.parametrize(("value", "said"), [("AVX512", "ONEDNN_MAX_CPU_ISA=AVX512"), (None, "ONEDNN_MAX_CPU_ISA=nothing")])
+def test_a_stage_refuses_an_environment_that_could_make_other_bits(clone, value, said):
+    stage = [sys.executable, "-m", "stages.harness.run_stage", "fetch", "--scratch", "scratch", "--out", "scratch/raw"]
+    environment = {"PATH": os.environ["PATH"], **determinism(clone), "ONEDNN_MAX_CPU_ISA": value}
+    given = {name: text for name, text in environment.items() if text is not None}
+    done = subprocess.run(stage, cwd=clone, env=given, capture_output=True, text=True)
+    assert done.returncode == 2 and not (clone / "scratch").exists()
+    assert f"the environment has {said} where docker/determinism.env has AVX2" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_key_in_the_record_is_the_key_of_the_lock_entry(clone):
@@ -291,15 +331,3 @@ def processes_in(folder):
         except OSError:
             continue
     return found
-
-
-def test_a_run_opens_only_what_it_declares(clone):
-    trace = clone.parent / "trace"
-    assert launch(clone, MATHMIND_TRACE=str(trace)).returncode == 0
-    from stages.harness.params import read_params
-    from stages.host.graph import read_graph
-
-    declared = set(read_graph(clone, read_params(clone / "params.yaml"))["fetch"].deps)
-    opened = {path for path in trace.read_text().splitlines() if "__pycache__" not in path}
-    undeclared = {path for path in opened - declared if not path.startswith(".dvc/tmp/") and "__init__" not in path}
-    assert undeclared == {"params.yaml"}, undeclared

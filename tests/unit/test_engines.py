@@ -14,7 +14,7 @@ GRAPH = read_graph(ROOT, PARAMS)
 
 
 def job(tmp_path, *, asks_hub):
-    settings = Run(engine="docker", gpus=0, workers=None, memory=None, scratch=None, local_files="data/local")
+    settings = Run(engine="docker", gpus=0, workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
     stage = GRAPH["fetch"]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT,
                local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub)  # fmt: skip
