@@ -35,6 +35,15 @@ def test_a_stage_that_keeps_to_its_deps_passes(clone):  # noqa: F811
     assert done.returncode == 0 and "1 stages looked at: each read what it declares" in done.stdout, done.stdout
 
 
+def test_bytecode_stands_for_its_source(clone):  # noqa: F811
+    compiled = [sys.executable, "-m", "compileall", "-q", "stages"]
+    subprocess.run(compiled, cwd=clone, check=True)
+    assert audited(clone).returncode == 0
+    plant(clone, "import stages.scoring.bleu")
+    subprocess.run(compiled, cwd=clone, check=True)
+    assert "fetch read stages/scoring/__pycache__/bleu." in audited(clone).stdout
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
