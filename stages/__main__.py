@@ -117,11 +117,12 @@ def audit(traces: Path) -> None:
     """
     from stages.host.audit import audit as hold
 
-    seen, wrong = hold(Path.cwd(), traces)
+    stages, wrong = hold(Path.cwd(), traces)
     for opened in wrong:
         mend = "stages write below --scratch alone" if opened.written else "declare it in dvc.yaml, or do not read it"
         click.echo(f"{opened.stage} {'wrote' if opened.written else 'read'} {opened.path}: {mend}")
-    click.echo(f"{len(seen)} stages looked at" + ("" if wrong else ": each read what it declares and wrote below its scratch folder"))
+    seen = f"{sum(stages.values())} of {len(stages)} stages looked at"
+    click.echo(seen if wrong else f"{seen}: each read what it declares and wrote below its scratch folder")
     raise SystemExit(1 if wrong else 0)
 
 

@@ -46,16 +46,17 @@ def traced(command: list[str], folder: str, stage: str) -> list[str]:
             "--quiet=all", f"--trace={','.join((*OPENING, *CHANGING))}", "--output", str(Path(folder) / stage), *command]  # fmt: skip
 
 
-def audit(tree: Path, traces: Path) -> tuple[list[str], list[Opened]]:
-    """The stages that were traced, and what they should not have touched. Raises InputError where there is no trace."""
+def audit(tree: Path, traces: Path) -> tuple[dict[str, bool], list[Opened]]:
+    """Of each stage whether it was traced, and what those should not have touched. Raises InputError where there is no trace."""
     graph = read_graph(tree, read_params(tree / "params.yaml"))
     found: dict[str, list[Path]] = {}
     for file in sorted(traces.iterdir()) if traces.is_dir() else ():
         found.setdefault(file.stem, []).append(file)
-    seen = [name for name in graph if name in found]
-    if not seen:
+    traced_stages = {name: name in found for name in graph}
+    if not any(traced_stages.values()):
         raise InputError(f"{traces} holds no trace of a stage: run `MATHMIND_TRACE={traces.absolute()} dvc repro` with the native engine first")
-    return seen, [opened for name in seen for opened in _undeclared(tree.resolve(), graph[name], found[name])]
+    seen = (name for name, was in traced_stages.items() if was)
+    return traced_stages, [opened for name in seen for opened in _undeclared(tree.resolve(), graph[name], found[name])]
 
 
 def _undeclared(tree: Path, stage: GraphStage, files: list[Path]) -> list[Opened]:
