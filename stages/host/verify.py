@@ -242,6 +242,7 @@ def _rebuild(commit: Commit, clone: Path, stages: Sequence[str], engine: str | N
         if not (clone / READY).is_file():
             _remove(clone)
             _prepare(commit, clone, stages, engine)
+        (clone / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)  # what a killed dvc left; no other runs here now
         # Of a whole rebuild DVC leaves out what an interrupted one has made; some stages are made again, for their outs came along.
         chosen = ("--force", "--single-item", *stages) if stages else ()
         if status := _dvc(clone, "repro", *chosen, holds=(lock.fileno(),)):
