@@ -24,6 +24,11 @@ from rich.table import Table
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from stages.host.graph import DVC, lock_stages  # noqa: E402
+from stages.host.provenance import read_timing  # noqa: E402
+
 AGAIN = ("preference-pairs", "sft", "qlora", "orpo", "grpo", "eval@base", "eval@grpo")
 STRICT = ("sft", "qlora", "orpo", "grpo")
 KEPT = ("params.yaml", "dvc.lock", "metrics.json", "results/comparison.json", "results/report.md",
@@ -61,14 +66,14 @@ def graph(out: Path, vocabulary: Path) -> dict[str, dict]:
     whole = {"seconds": round(time.monotonic() - started, 1)}
     subprocess.run([sys.executable, "-m", "stages", "report"], cwd=clone, check=True)
     keep(clone, out / "scratch-gpu")
-    return {"graph": whole, **{stage: record_of(clone, stage) for stage in locked(clone)}}
+    return {"graph": whole, **{stage: record_of(clone, stage) for stage in lock_stages(clone)}}
 
 
 def again(out: Path, vocabulary: Path) -> dict[str, dict]:
     clone = out / "clone"
-    first = locked(clone)
+    first = lock_stages(clone)
     dvc(clone, "repro", "--force", "--single-item", *AGAIN)
-    second = locked(clone)
+    second = lock_stages(clone)
     return {stage: {"again": "same bytes" if second[stage]["outs"] == first[stage]["outs"] else "other bytes"} for stage in AGAIN}
 
 
@@ -116,16 +121,12 @@ PARTS = {
 
 
 def dvc(clone: Path, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=clone, check=True)
-
-
-def locked(clone: Path) -> dict[str, dict]:
-    return YAML(typ="safe").load(clone / "dvc.lock")["stages"]
+    subprocess.run([*DVC, *arguments], cwd=clone, check=True)
 
 
 def record_of(clone: Path, stage: str) -> dict:
     """Of a stage's timing record: the seconds of training where it trains, else of its whole run."""
-    record = json.loads((clone / "results" / "timing" / f"{stage}.json").read_text())
+    record = read_timing(clone, stage)
     record["seconds"] = record.get("training_seconds", record["seconds"])
     return {name: record[key] for key, name in MEASURES.items() if key in record}
 

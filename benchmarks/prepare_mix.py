@@ -112,8 +112,7 @@ def make_tokenizer(vocabulary: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(Path("cache").absolute()), "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    return {**os.environ, **determinism(ROOT), "PYTHONPATH": str(ROOT), **quiet}
+    return {**os.environ, **determinism(ROOT), "PYTHONPATH": str(ROOT), "HF_HOME": str(Path("cache").absolute())}
 
 
 def measured(command: list[str]) -> dict[str, float]:

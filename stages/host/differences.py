@@ -29,13 +29,6 @@ class Difference:
     far: float
 
 
-def files_of(path: Path) -> dict[str, Path]:
-    """The files of an out by their path below it; of a file that is an out itself, by its name."""
-    if path.is_file():
-        return {path.name: path}
-    return {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-
-
 def differences(known: Mapping[str, Path], found: Mapping[str, Path]) -> list[Difference]:
     """Every file that is not the same in both, in the order of their names."""
     listed = []

@@ -15,9 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, write_json
-from stages.host.differences import files_of
-from stages.host.graph import entry_key, hash_of, lock_stages
-from stages.host.provenance import TIMING
+from stages.host.graph import entry_deps, entry_key, entry_outs, files_of, hash_of, lock_stages
+from stages.host.provenance import read_timing
 
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
 BUILD = "urn:mathmind:stage:1"  # a stage of dvc.yaml, run by docker/run
@@ -45,35 +44,35 @@ class Made:
 def explain(tree: Path, path: str) -> Made:
     """What made an out, or a file in one. Raises InputError for what no stage has written."""
     stages = lock_stages(tree)
-    made = {out["path"]: (name, out["md5"]) for name, entry in stages.items() for out in entry.get("outs", ())}
+    made = {out: (name, md5) for name, entry in stages.items() for out, md5 in entry_outs(entry).items()}
     wanted = Path(path).as_posix()
     out = next((known for known in made if wanted == known or wanted.startswith(f"{known}/")), None)
     if out is None:
         raise InputError(f"{path} is no out that dvc.lock holds: name one that dvc.yaml writes and `dvc repro` has made, such as models/grpo")
-    return _made(tree, stages, made, out)
+    return _made(tree, stages, made, out, {})
 
 
-def _made(tree: Path, stages: dict[str, Any], made: dict[str, tuple[str, str]], out: str) -> Made:
+def _made(tree: Path, stages: dict[str, Any], made: dict[str, tuple[str, str]], out: str, known: dict[str, Made]) -> Made:
+    """What made an out; `known` holds what was found before, for stages share their inputs."""
+    if out in known:
+        return known[out]
     name, md5 = made[out]
     entry = stages[name]
-    read = {dep["path"]: dep["md5"] for dep in entry.get("deps", ())}
-    files = {path: known for path, known in read.items() if path not in made}
-    record, key = _json(tree / TIMING / f"{name}.json"), entry_key(entry)
+    read = entry_deps(entry)
+    files = {path: then for path, then in read.items() if path not in made}
+    record, key = read_timing(tree, name), entry_key(entry)
     about = ABOUT_DATA.get(name)
-    return Made(
+    known[out] = Made(
         out, md5, name, key,
         command=" ".join(entry["cmd"].split()),
         parameters=entry.get("params", {}).get("params.yaml", {}),
         files=files,
-        changed=tuple(path for path, known in files.items() if not (tree / path).exists() or hash_of(tree / path) != known),
+        changed=tuple(path for path, then in files.items() if not (tree / path).exists() or hash_of(tree / path) != then),
         record=record if record.get("key") == key else {},
-        data=_json(tree / out / about) if about else {},
-        inputs=tuple(_made(tree, stages, made, path) for path in read if path in made),
+        data=read_json(tree / out / about) if about and (tree / out / about).is_file() else {},
+        inputs=tuple(_made(tree, stages, made, path, known) for path in read if path in made),
     )  # fmt: skip
-
-
-def _json(path: Path) -> Any:
-    return read_json(path) if path.is_file() else {}
+    return known[out]
 
 
 def as_json(made: Made) -> dict[str, Any]:

@@ -7,6 +7,7 @@ A test holds the two to the same answer.
 import hashlib
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from stages.harness.errors import InputError
+
+DVC = (sys.executable, "-m", "dvc")
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,17 @@ def lock_stages(folder: Path) -> dict[str, dict[str, Any]]:
 
 def entry_key(entry: dict[str, Any]) -> str:
     """The key of the run that an entry of dvc.lock holds."""
-    deps = {dep["path"]: dep["md5"] for dep in entry.get("deps", ())}
-    return run_key(entry["cmd"], entry.get("params", {}).get("params.yaml", {}), deps)
+    return run_key(entry["cmd"], entry.get("params", {}).get("params.yaml", {}), entry_deps(entry))
+
+
+def entry_deps(entry: dict[str, Any]) -> dict[str, str]:
+    """The MD5 of each dep of an entry of dvc.lock."""
+    return {dep["path"]: dep["md5"] for dep in entry.get("deps", ())}
+
+
+def entry_outs(entry: dict[str, Any]) -> dict[str, str]:
+    """The MD5 of each out of an entry of dvc.lock."""
+    return {out["path"]: out["md5"] for out in entry.get("outs", ())}
 
 
 def lock_keys(folder: Path) -> dict[str, str]:
@@ -85,7 +97,7 @@ def working_key(folder: Path, stage: GraphStage, params: dict[str, Any]) -> str:
     A dep that another stage writes has the hash that dvc.lock gives it (DVC has just written or checked it); any other
     dep is small and lies in the repository, and is hashed here.
     """
-    written = {out["path"]: out["md5"] for entry in lock_stages(folder).values() for out in entry.get("outs", ())}
+    written = {path: md5 for entry in lock_stages(folder).values() for path, md5 in entry_outs(entry).items()}
     deps = {dep: written.get(dep) or hash_of(folder / dep) for dep in stage.deps}
     return run_key(stage.command, {name: params.get(name) for name in stage.params}, deps)
 
@@ -101,9 +113,16 @@ def hash_of(path: Path) -> str:
 
 def _hash_of_folder(folder: Path) -> str:
     """Of the list of its files' hashes and names."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = files_of(folder)
     listed = [{"md5": hash_of(files[name]), "relpath": name} for name in sorted(files)]
     return f"{hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"
+
+
+def files_of(path: Path) -> dict[str, Path]:
+    """The files of an out by their path below it; of a file that is an out itself, by its name."""
+    if path.is_file():
+        return {path.name: path}
+    return {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def _path(out: str | dict[str, Any]) -> str:

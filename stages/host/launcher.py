@@ -180,18 +180,18 @@ def _move_into_place(places: dict[Path, Path]) -> None:
     try:
         for written, place in places.items():
             place.parent.mkdir(parents=True, exist_ok=True)
-            _remove(beside[place])
+            remove(beside[place])
             shutil.move(written, beside[place])
             _flush(beside[place])
     except (OSError, shutil.Error) as error:
         for path in beside.values():
-            _remove(path)
+            remove(path)
         if "No space left" in str(error):
             raise InputError(f"the disk is full where {place} belongs: free some space and run again; nothing that was "
                              "there before is lost") from None  # fmt: skip
         raise
     for place, path in beside.items():
-        _remove(place)
+        remove(place)
         path.rename(place)
 
 
@@ -201,7 +201,8 @@ def _flush(path: Path) -> None:
             os.fsync(handle.fileno())
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Removes a file, a link or a folder; an absent one is passed over."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

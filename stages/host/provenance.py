@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.harness.errors import InputError
-from stages.harness.jsonl import write_json
+from stages.harness.jsonl import read_json, write_json
 from stages.harness.params import Run
 
 TIMING = Path("results/timing")
@@ -46,6 +46,12 @@ def write_timing(
         "pinned": pinned and "unpinned" not in measured,
         "machine": machine(),
     })  # fmt: skip
+
+
+def read_timing(tree: Path, stage: str) -> dict[str, Any]:
+    """A stage's timing record; nothing where there is none."""
+    path = tree / TIMING / f"{stage}.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def recipe_files(image: str) -> tuple[str, ...]:

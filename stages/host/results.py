@@ -12,7 +12,7 @@ from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, read_rows
 from stages.harness.params import read_params
 from stages.host.graph import entry_key, lock_stages
-from stages.host.provenance import TIMING
+from stages.host.provenance import read_timing
 from stages.host.seeds import collect
 
 Row = dict[str, Any]
@@ -90,8 +90,7 @@ def read_results(folder: Path) -> Results:
     if not lock:
         raise InputError("dvc.lock is missing or empty: run `dvc repro` first")
     params, keys = read_params(folder / "params.yaml"), {name: entry_key(entry) for name, entry in lock.items()}
-    records = {name: folder / TIMING / f"{name}.json" for name in keys}
-    timing = {name: read_json(path) for name, path in records.items() if path.is_file()}
+    timing = {name: read_timing(folder, name) for name in keys}
     predictions = {name: folder / PREDICTIONS / f"{name}.jsonl" for name in metrics["models"]}
     return Results(
         params=params,
@@ -102,7 +101,7 @@ def read_results(folder: Path) -> Results:
         gains=comparison["gains"],
         curves={path.stem: rows for path in sorted((folder / PLOTS).glob("*.csv")) if (rows := _read_curve(path))},
         keys=keys,
-        timing={name: record for name, record in timing.items() if record["key"] == keys[name]},
+        timing={name: record for name, record in timing.items() if record.get("key") == keys[name]},
         sources=read_json(folder / SOURCES) if (folder / SOURCES).is_file() else {},
         base_source=read_json(folder / BASE_SOURCE) if (folder / BASE_SOURCE).is_file() else None,
         accounts={name: read_json(folder / path) for name, path in ACCOUNTS.items() if (folder / path).is_file()},

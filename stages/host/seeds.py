@@ -7,18 +7,16 @@ as the committed run has the results that it had beside it: an input that change
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, write_json
 from stages.harness.params import read_params, section_of
-from stages.host.graph import parse_yaml, read_yaml, run_key
+from stages.host.graph import DVC, entry_deps, entry_outs, parse_yaml, read_yaml, run_key
 
 SEEDED = ("base-model", "preference-pairs", "sft", "qlora", "grpo", "orpo")  # stages with a seed of their own
 RUNS = Path("results/seeds.json")
-DVC = (sys.executable, "-m", "dvc")
 
 
 def queue(folder: Path, stages: tuple[str, ...], n: int) -> list[str]:
@@ -59,7 +57,7 @@ def collect(folder: Path) -> dict[str, dict[str, Any]]:
     """
     known = _read(folder)
     for name, run in known.items():
-        if run["models"] is None and (commit := _experiments(folder).get(name)):
+        if run["models"] is None and (commit := experiments(folder).get(name)):
             lock = parse_yaml(_run(folder, "git", "show", f"{commit}:dvc.lock"))
             if recipe_keys(lock).get(run["stage"]) == run["recipe"]:
                 run |= json.loads(_run(folder, "git", "show", f"{commit}:metrics.json"))
@@ -77,13 +75,13 @@ def recipe_keys(lock: dict[str, Any]) -> dict[str, str]:
             section = section_of(stage)
             params = entry["params"]["params.yaml"]
             seedless = {name: value for name, value in params[section].items() if name != "seed"}
-            keys[stage] = run_key(entry["cmd"], {section: seedless}, {dep["path"]: dep["md5"] for dep in entry["deps"]})
+            keys[stage] = run_key(entry["cmd"], {section: seedless}, entry_deps(entry))
     return keys
 
 
 def result_keys(lock: dict[str, Any]) -> dict[str, str]:
     """What each seeded stage of a dvc.lock made, and what every model then scored, as 16 hex digits."""
-    made = {name: {out["path"]: out["md5"] for out in entry["outs"]} for name, entry in lock.get("stages", {}).items()}
+    made = {name: entry_outs(entry) for name, entry in lock.get("stages", {}).items()}
     scores = {"metrics.json": made.get("compare", {}).get("metrics.json")}
     return {stage: run_key(stage, {}, made[stage] | scores) for stage in SEEDED if stage in made}
 
@@ -92,7 +90,7 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
     return read_json(folder / RUNS) if (folder / RUNS).is_file() else {}
 
 
-def _experiments(folder: Path) -> dict[str, str]:
+def experiments(folder: Path) -> dict[str, str]:
     """The commits of finished experiments by name; DVC keeps them as git references."""
     lines = _run(folder, "git", "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
     found = (line.split() for line in lines)

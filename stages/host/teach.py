@@ -8,7 +8,6 @@ asks only for what is missing.
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from stages.harness.errors import InputError
 from stages.harness.jsonl import read_rows, write_rows
 from stages.harness.params import StageParams, read_params, section
 from stages.harness.progress import progress
+from stages.host.graph import DVC
 
 FOLDER = Path("data/teacher")
 PART = Path(".dvc/tmp/mathmind/teach") / REPLIES  # what a killed run had
@@ -171,7 +171,7 @@ def _write(folder: Path, kept: dict[str, Row]) -> None:
     new = path.with_name(f"{REPLIES}.new")
     write_rows(new, (kept[key] for key in sorted(kept)))
     new.replace(path)
-    added = [sys.executable, "-m", "dvc", "add", "--quiet", str(FOLDER / REPLIES)]
+    added = [*DVC, "add", "--quiet", str(FOLDER / REPLIES)]
     done = subprocess.run(added, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"`dvc add {FOLDER / REPLIES}` failed ({done.stderr.strip().splitlines()[-1]}): run it yourself; "

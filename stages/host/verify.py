@@ -7,7 +7,6 @@ beside it, then to a rebuild with a cache of its own; the first stage and file t
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,16 +21,25 @@ from ruamel.yaml.error import YAMLError
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
 from stages.harness.params import read_params
-from stages.host.differences import Difference, differences, files_of, first_value
-from stages.host.graph import GraphStage, hash_of, parse_yaml, read_graph
-from stages.host.launcher import die_with_parent, locked
-from stages.host.provenance import TIMING
+from stages.host.differences import Difference, differences, first_value
+from stages.host.graph import (
+    DVC,
+    GraphStage,
+    entry_deps,
+    entry_outs,
+    files_of,
+    hash_of,
+    lock_stages,
+    parse_yaml,
+    read_graph,
+)  # fmt: skip
+from stages.host.launcher import die_with_parent, locked, remove
+from stages.host.provenance import TIMING, read_timing
 
 SAME, DIFFERENT, CLOSE = 0, 1, 3  # exit statuses
 CLOSE_ENOUGH = 1e-3  # relative distance of numbers that another processor's rounding may explain
 SCRATCH = Path(".dvc/tmp/mathmind/verify")
 READY = Path(".dvc/tmp/rebuild-ready")  # in a clone that was prepared to its end
-DVC = (sys.executable, "-m", "dvc")
 SHOWN = 8  # files of an out that are told of
 
 
@@ -59,8 +67,11 @@ class Verdict:
     findings: tuple[Finding, ...] = ()  # in the graph's order: the first is where it begins
     causes: tuple[str, ...] = ()
     other_machine: bool = False
-    metrics_same: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def metrics_same(self) -> bool:
+        return not any(finding.path == "metrics.json" for finding in self.findings)
 
     @property
     def status(self) -> int:
@@ -75,7 +86,7 @@ class Verdict:
             for file in finding["files"]:
                 file["far"] = None if file["far"] == float("inf") else file["far"]
         return {"verdict": {SAME: "same", CLOSE: "close", DIFFERENT: "different"}[self.status], **said,
-                "rebuilds": [str(path) for path in self.rebuilds]}  # fmt: skip
+                "metrics_same": self.metrics_same, "rebuilds": [str(path) for path in self.rebuilds]}  # fmt: skip
 
 
 class Commit:
@@ -128,7 +139,7 @@ class Commit:
 
     def outs(self, stage: str) -> dict[str, str]:
         """The MD5 of each out, as the lock has it."""
-        return {out["path"]: out["md5"] for out in self.lock.get(stage, {}).get("outs", ())}
+        return entry_outs(self.lock.get(stage, {}))
 
     def record(self, stage: str) -> dict[str, Any]:
         """The timing record of the committed run; nothing where there is none."""
@@ -155,19 +166,20 @@ def verify(tree: Path, stages: Sequence[str] = (), *, twice: bool = False, engin
     for number in (1, 2) if twice else (1,):
         clones.append(tree / SCRATCH / "-".join([commit.id[:12], *sorted(stages), *([engine] if engine else []), str(number)]))
         _rebuild(commit, clones[-1], stages, engine)
-    findings = [finding for name in chosen for clone in clones for finding in _of_the_stage(commit, graph[name], clone)]
+    made = [_made_in(clone) for clone in clones]
+    findings = [finding for name in chosen for clone, outs in zip(clones, made) for finding in _of_the_stage(commit, name, clone, outs[name])]
     if twice:
-        findings += [finding for name in chosen for finding in _between(graph[name], *clones)]
+        findings += [finding for name in chosen for finding in _between(name, clones, [outs[name] for outs in made])]
+    records = {name: (commit.record(name), read_timing(clones[0], name)) for name in chosen}
     verdict = Verdict(
         commit.id, chosen, tuple(clones), tuple(findings),
-        causes=tuple(_causes(commit, findings[0].stage, clones[0])) if findings else (),
-        other_machine=any(_machine(commit.record(name)) != _machine(_record(clones[0], name)) for name in chosen),
-        metrics_same=not any(finding.path == "metrics.json" for finding in findings),
-        seconds={name: _record(clones[0], name).get("seconds", 0.0) for name in chosen},
+        causes=tuple(_causes(findings[0].stage, *records[findings[0].stage])) if findings else (),
+        other_machine=any(_machine(then) != _machine(now) for then, now in records.values()),
+        seconds={name: now.get("seconds", 0.0) for name, (_, now) in records.items()},
     )  # fmt: skip
     if verdict.status == SAME:
         for clone in clones:
-            _remove(clone)
+            remove(clone)
     return verdict
 
 
@@ -175,7 +187,8 @@ def told(verdict: Verdict) -> Iterator[str]:
     """A verdict in sentences."""
     commit, count = verdict.commit[:12], len(verdict.stages)
     if verdict.status == SAME:
-        yield f"{commit}: every out of {count} stage{'s' * (count > 1)} is the committed one, byte for byte" + (", both times" if len(verdict.rebuilds) > 1 else "")
+        both = ", both times" if len(verdict.rebuilds) > 1 else ""
+        yield f"{commit}: every out of {count} stage{'s' * (count > 1)} is the committed one, byte for byte{both}"
         return
     first, *others = verdict.findings
     if verdict.status == CLOSE:
@@ -211,12 +224,12 @@ def _of_the_lock(commit: Commit, params: dict[str, Any], graph: dict[str, GraphS
         noted = entry.get("params", {}).get("params.yaml", {})
         if apart := first_value({section: params.get(section) for section in stage.params}, noted):
             yield Finding(name, "params.yaml", f"is not what dvc.lock says that this stage ran with: there {apart[0]}")
-        for dep in entry.get("deps", ()):
-            path, known = dep["path"], made.get(dep["path"])
-            if known is not None and known != dep["md5"]:
-                yield Finding(name, path, f"dvc.lock says that this stage read {dep['md5']}, and that {known} was written")
-            elif path in commit.tracked and (found := commit.hash(path)) != dep["md5"]:
-                yield Finding(name, path, f"is committed as {found}, dvc.lock says that this stage read {dep['md5']}")
+        for path, md5 in entry_deps(entry).items():
+            known = made.get(path)
+            if known is not None and known != md5:
+                yield Finding(name, path, f"dvc.lock says that this stage read {md5}, and that {known} was written")
+            elif path in commit.tracked and (found := commit.hash(path)) != md5:
+                yield Finding(name, path, f"is committed as {found}, dvc.lock says that this stage read {md5}")
         for path, md5 in commit.outs(name).items():
             if path in commit.tracked and (found := commit.hash(path)) != md5:
                 yield Finding(name, path, f"is committed as {found}, dvc.lock says that {md5} was written")
@@ -240,7 +253,7 @@ def _rebuild(commit: Commit, clone: Path, stages: Sequence[str], engine: str | N
     """Runs the stages in a clone of the commit, with a cache of its own."""
     with locked(clone.with_name(f"{clone.name}.lock"), "another verify of this commit") as lock:
         if not (clone / READY).is_file():
-            _remove(clone)
+            remove(clone)
             _prepare(commit, clone, stages, engine)
         (clone / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)  # what a killed dvc left; no other runs here now
         # Of a whole rebuild DVC leaves out what an interrupted one has made; some stages are made again, for their outs came along.
@@ -267,14 +280,14 @@ def _prepare(commit: Commit, clone: Path, stages: Sequence[str], engine: str | N
         _pull(clone, added)
     if stages:
         made = {path for name in commit.lock for path in commit.outs(name)}
-        needed = {dep["path"] for name in stages for dep in commit.lock[name].get("deps", ())} & made - commit.tracked
+        needed = {path for name in stages for path in entry_deps(commit.lock[name])} & made - commit.tracked
         if needed:
             _pull(clone, sorted(needed))
     else:
         (clone / "dvc.lock").unlink()
         for name in commit.lock:
             for path in commit.outs(name):
-                _remove(clone / path)
+                remove(clone / path)
     (clone / READY).parent.mkdir(parents=True, exist_ok=True)
     (clone / READY).touch()
 
@@ -285,22 +298,27 @@ def _pull(clone: Path, paths: Sequence[str]) -> None:
                          "`dvc repro` first, or verify all stages")  # fmt: skip
 
 
-def _of_the_stage(commit: Commit, stage: GraphStage, clone: Path) -> Iterator[Finding]:
+def _made_in(clone: Path) -> dict[str, dict[str, str]]:
+    """The MD5 of each out by stage, as DVC has just written it into the clone's lock."""
+    return {name: entry_outs(entry) for name, entry in lock_stages(clone).items()}
+
+
+def _of_the_stage(commit: Commit, stage: str, clone: Path, outs: dict[str, str]) -> Iterator[Finding]:
     """Outs of one stage in a clone that are not the committed ones."""
-    for path, md5 in commit.outs(stage.name).items():
-        if (found := hash_of(clone / path)) != md5:
+    for path, md5 in commit.outs(stage).items():
+        if (found := outs[path]) != md5:
             known = _known(commit, path, md5, clone)
             files = tuple(differences(known, files_of(clone / path))) if known else ()
-            yield Finding(stage.name, path, _told(files) or f"is {found}, committed {md5}; DVC's cache here no longer holds that one "
+            yield Finding(stage, path, _told(files) or f"is {found}, committed {md5}; DVC's cache here no longer holds that one "
                                                             "to say how they differ", files)  # fmt: skip
 
 
-def _between(stage: GraphStage, first: Path, second: Path) -> Iterator[Finding]:
+def _between(stage: str, clones: Sequence[Path], made: Sequence[dict[str, str]]) -> Iterator[Finding]:
     """Outs of one stage that two rebuilds made differently."""
-    for path in stage.outs:
-        if hash_of(first / path) != hash_of(second / path):
-            files = tuple(differences(files_of(first / path), files_of(second / path)))
-            yield Finding(stage.name, path, f"two rebuilds differ: {_told(files)}", files)
+    for path, md5 in made[0].items():
+        if made[1][path] != md5:
+            files = tuple(differences(*(files_of(clone / path) for clone in clones)))
+            yield Finding(stage, path, f"two rebuilds differ: {_told(files)}", files)
 
 
 def _told(files: Sequence[Difference]) -> str:
@@ -320,9 +338,8 @@ def _known(commit: Commit, path: str, md5: str, clone: Path) -> dict[str, Path]:
     return objects if objects and all(place.is_file() for place in objects.values()) else {}
 
 
-def _causes(commit: Commit, stage: str, clone: Path) -> Iterator[str]:
-    """What may have made a stage's outs differ, read from the records of both runs."""
-    then, now = commit.record(stage), _record(clone, stage)
+def _causes(stage: str, then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """What may have made a stage's outs differ, read from the records of the committed run and the rebuild."""
     if not then:
         yield f"there is no record of the committed run of {stage} to compare machines and packages with"
         return
@@ -340,11 +357,6 @@ def _causes(commit: Commit, stage: str, clone: Path) -> Iterator[str]:
         yield "packages are installed that the lock does not pin (pinned: false)"
     if machines[0] == machines[1] and then.get("recipe") == now.get("recipe"):
         yield f"machine and packages are the same: {stage} may read what is not declared, or leave its order of work to chance"
-
-
-def _record(clone: Path, stage: str) -> dict[str, Any]:
-    path = clone / TIMING / f"{stage}.json"
-    return read_json(path) if path.is_file() else {}
 
 
 def _machine(record: dict[str, Any]) -> dict[str, Any]:
@@ -370,10 +382,3 @@ def _environment() -> dict[str, str]:
 
 def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

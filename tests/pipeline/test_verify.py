@@ -206,17 +206,17 @@ def finding(far, path="models/base"):
 
 
 @pytest.mark.parametrize(
-    ("findings", "other_machine", "metrics_same", "status"),
+    ("findings", "other_machine", "status"),
     [
-        ((), False, True, SAME),
-        ((), True, True, SAME),
-        ((finding(1e-6),), True, True, CLOSE),
-        ((finding(1e-6),), False, True, DIFFERENT),
-        ((finding(1e-6),), True, False, DIFFERENT),
-        ((finding(1e-6), finding(0.1)), True, True, DIFFERENT),
-        ((Finding("fetch", "data/raw", "is another"),), True, True, DIFFERENT),
+        ((), False, SAME),
+        ((), True, SAME),
+        ((finding(1e-6),), True, CLOSE),
+        ((finding(1e-6),), False, DIFFERENT),
+        ((finding(1e-6), finding(1e-6, "metrics.json")), True, DIFFERENT),
+        ((finding(1e-6), finding(0.1)), True, DIFFERENT),
+        ((Finding("fetch", "data/raw", "is another"),), True, DIFFERENT),
     ],
 )
-def test_only_rounding_on_another_machine_is_called_close(findings, other_machine, metrics_same, status):
-    verdict = Verdict("c" * 40, ("base-model",), (), findings, other_machine=other_machine, metrics_same=metrics_same)
+def test_only_rounding_on_another_machine_is_called_close(findings, other_machine, status):
+    verdict = Verdict("c" * 40, ("base-model",), (), findings, other_machine=other_machine)
     assert verdict.status == status

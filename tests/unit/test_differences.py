@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from stages.host.differences import differences, files_of
+from stages.host.differences import differences
+from stages.host.graph import files_of
 
 
 @pytest.fixture
