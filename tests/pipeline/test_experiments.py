@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from stages.host.seeds import collect
+from stages.host.seeds import collect, experiments
 from tests.pipeline.test_launcher import change, clone, dvc, environment, git, only, scratch  # noqa: F401
 
 
@@ -19,12 +19,6 @@ def committed(clone):  # noqa: F811
     git(clone, "add", "-A")
     git(clone, "commit", "-qm", "fetched")
     return clone
-
-
-def experiments(folder):
-    """The commit of each experiment by name."""
-    lines = git(folder, "for-each-ref", "--format=%(refname) %(objectname)", "refs/exps").splitlines()
-    return {ref.rsplit("/", 1)[1]: commit for ref, commit in map(str.split, lines) if "/celery/" not in ref}
 
 
 def test_an_experiment_in_a_temporary_copy_carries_its_outs_and_its_record(committed):
