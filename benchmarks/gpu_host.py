@@ -7,7 +7,7 @@ lock says that their bytes are the same. any-kernel: its trainings with `strict`
 `pytest -m gpu`. report-...: those profiles' trainings at their model's real shape (report_shape.py, which says what VOCABULARY is).
 
 OUT gets the clone, the graph's results (scratch-gpu/) and a file a part; the table is of all parts that have one. Parts that need no
-clone can run beside others on a second GPU (CUDA_VISIBLE_DEVICES), with the same OUT.
+clone can run beside others on a second GPU (CUDA_VISIBLE_DEVICES), with the same OUT; report-t4's want theirs for themselves.
 """
 
 import argparse
@@ -33,7 +33,13 @@ AGAIN = ("preference-pairs", "sft", "qlora", "orpo", "grpo", "eval@base", "eval@
 STRICT = ("sft", "qlora", "orpo", "grpo")
 KEPT = ("params.yaml", "dvc.lock", "metrics.json", "results/comparison.json", "results/report.md",
         "results/metrics", "results/plots", "results/timing")  # fmt: skip
-MEASURES = {"seconds": "seconds", "peak_gpu_memory_mib": "GPU MiB", "tokens_per_second": "tokens a second", "level": "level"}
+MEASURES = {
+    "seconds": "seconds",
+    "peak_gpu_memory_mib": "GPU MiB",
+    "of_the_card_mib": "of the card, MiB",
+    "tokens_per_second": "tokens a second",
+    "level": "level",
+}
 T4 = ("--profile", "report-t4", "--gib", "15", "--turing")
 LOOSE = ("sft.strict=false", "qlora.strict=false", "orpo.strict=false")
 
@@ -107,7 +113,8 @@ def shape(out: Path, vocabulary: Path, *, part: str, options: tuple[str, ...]) -
 
 SHAPES = {
     "report-t4": (*T4, "--backend", "transformers"),
-    "report-t4-unsloth": (*T4, "--backend", "unsloth", "--set", "grpo.nf4=true"),  # holds a base of its own beside the engine's
+    # grpo by unsloth holds a base of its own beside the engine's.
+    "report-t4-unsloth": (*T4, "--backend", "unsloth", "--set", "grpo.nf4=true", "grpo.rollouts.kv_cache_gib=1.2"),
     "report-h200": ("--profile", "report-h200"),
     "report-h200-any-kernel": ("--profile", "report-h200", "--only", "sft", "qlora", "orpo", "--set", *LOOSE),
 }

@@ -6,7 +6,8 @@ Weights are random, the shape is the profile's (Qwen1.5-4B); VOCABULARY is Qwen2
 of our own in the report's schemas and lengths, brought through the stages fetch, prepare-mix and preference-pairs. Each method
 then runs as its stage runs, in a process of its own.
 
---gib limits a process to so much of the card (torch's allocator refuses more; the CUDA context, about half a GiB, comes on top).
+--gib leaves a method so much of the card: a process of its own holds the rest, and sees how much of it was in use at most, the CUDA
+context and all that torch does not count included. One run on a GPU at a time, then.
 --turing leaves out what compute capability 7.5 has no kernels for: flash attention, and vLLM's attention but in Triton.
 --backend transformers unsloth, --only METHOD, --set grpo.nf4=true ... change what is run. --shrink makes a model of a few weights, to try this script.
 """
@@ -20,8 +21,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from select import select
 
 from prepare_mix import ROOT, environment, make_tables, make_tokenizer
 from ruamel.yaml import YAML
@@ -40,6 +44,7 @@ TOKENS = 1500  # of the shortest long rows: sft takes rows that fit its 2,048 wh
 PAD = "<|pad|>"
 SHRUNK = {"hidden": 256, "layers": 2, "heads": 4, "kv_heads": 4, "ffn": 512}
 TIME_LIMIT = 1500  # seconds for a method
+MIB, GIB = 2**20, 2**30
 
 
 def main() -> None:
@@ -136,8 +141,7 @@ def _run(stage: str, chosen: argparse.Namespace, check: bool = False) -> subproc
     if stage not in METHODS:
         del paths["out_curve"]
     options = [part for name, path in paths.items() for part in (f"--{name.replace('_', '-')}", path)]
-    limits = [str(chosen.gib), str(int(chosen.turing))]
-    command = [sys.executable, __file__, "stage", *limits, stage, "--scratch", "scratch", "--local-files", "local", *options]
+    command = [sys.executable, __file__, "stage", str(int(chosen.turing)), stage, "--scratch", "scratch", "--local-files", "local", *options]
     home = str(Path("scratch/tmp").absolute())
     done = subprocess.run(
         command, env={**environment(), "HOME": home, "TMPDIR": home}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -148,12 +152,37 @@ def _run(stage: str, chosen: argparse.Namespace, check: bool = False) -> subproc
     return done
 
 
-def run_stage(gib: float, turing: bool, arguments: list[str]) -> int:
-    """The stage's own entry, in a process that holds so much of the card at most."""
+@contextmanager
+def room_of(gib: float) -> Iterator[dict[str, int]]:
+    """Leaves so much of the card free; what was used of it at most is in the mapping afterwards."""
+    used: dict[str, int] = {}
+    if not gib:
+        yield used
+        return
+    holder = subprocess.Popen([sys.executable, __file__, "hold", str(gib)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder.stdout.readline()  # it has what it holds
+    try:
+        yield used
+    finally:
+        used["of_the_card_mib"] = int(holder.communicate()[0])
+
+
+def hold(gib: float) -> None:
+    """Holds all of the card but so much until its input ends, and then says how many MiB of that were in use at most."""
     import torch
 
-    if gib and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(gib * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    held = torch.empty(torch.cuda.mem_get_info()[0] - int(gib * GIB), dtype=torch.uint8, device="cuda")
+    room = least = torch.cuda.mem_get_info()[0]
+    print(f"{held.numel()} bytes held", flush=True)
+    while not select([sys.stdin], [], [], 0.01)[0]:
+        least = min(least, torch.cuda.mem_get_info()[0])
+    print((room - least) // MIB)
+
+
+def run_stage(turing: bool, arguments: list[str]) -> int:
+    """The stage's own entry, in a process without the kernels that a T4 lacks."""
+    import torch
+
     if turing:
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -170,7 +199,8 @@ def _row(method: str, chosen: argparse.Namespace, values: dict) -> dict:
     """What a method took; or why it did not end."""
     about = {"method": method, "backend": values["backend"], "precision": values["precision"]}
     try:
-        done = _run(method, chosen)
+        with room_of(chosen.gib) as used:
+            done = _run(method, chosen)
     except subprocess.TimeoutExpired:
         return about | {"end": f"longer than {TIME_LIMIT} s"}
     if done.returncode:
@@ -186,6 +216,7 @@ def _row(method: str, chosen: argparse.Namespace, values: dict) -> dict:
         "updates": record["steps"],
         "seconds": round(seconds, 1),
         "peak_gpu_memory_mib": record.get("peak_gpu_memory_mib", ""),
+        **used,
         "tokens_per_second": round(record["tokens"] / seconds) if "tokens" in record else "",
         "level": record.get("level", "bitwise"),
         "losses": losses,
@@ -194,7 +225,10 @@ def _row(method: str, chosen: argparse.Namespace, values: dict) -> dict:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["stage"]:
-        status = run_stage(float(sys.argv[2]), bool(int(sys.argv[3])), sys.argv[4:])
+        status = run_stage(bool(int(sys.argv[2])), sys.argv[3:])
         sys.stdout.flush()
         os._exit(status)
-    main()
+    elif sys.argv[1:2] == ["hold"]:
+        hold(float(sys.argv[2]))
+    else:
+        main()
