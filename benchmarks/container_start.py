@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RUNS = 10
-FETCH = ["docker/run", "cpu", "fetch", "--sources-lock", "params/sources.lock.yaml", "--out", "data/raw"]
+FETCH = ["docker/run", "export", "fetch", "--sources-lock", "params/sources.lock.yaml", "--out", "data/raw"]
 
 
 def main(engines: list[str]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from pydantic import Field
 
 from stages.corpus.marks import TEXT_END
-from stages.harness import measures
 from stages.training.models import Lora, load_tokenizer
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
@@ -41,11 +40,3 @@ def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out
         processing_class=tokenizer,
     )
     train("orpo", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)
-    measures.note(tokens=_tokens(trainer))
-
-
-def _tokens(trainer) -> int:
-    """Tokens of the answers trained on, prompts included: trl counts them for its other trainers alone."""
-    rows = trainer.train_dataset
-    an_epoch = sum(len(ids) for name in ("chosen_input_ids", "rejected_input_ids") for ids in rows[name])
-    return round(an_epoch * trainer.state.epoch)

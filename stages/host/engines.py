@@ -28,7 +28,7 @@ from stages.host.audit import traced
 from stages.host.graph import GraphStage
 from stages.host.hub_sources import hub_sources
 
-NATIVE_PASSES_ON = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "TERM", "COLUMNS")
+NATIVE_PASSES_ON = ("PATH", "LD_LIBRARY_PATH", "TERM", "COLUMNS")
 HUB_PASSES_ON = ("HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")  # by name: never on a command line
 LOCK_LABEL, BASE_LABEL = "mathmind.lock", "org.opencontainers.image.base.name"
 PLENTY = 32768  # files and processes of a stage
@@ -72,6 +72,13 @@ class Job:
             given["MATHMIND_UNPINNED"] = "1"
             asked |= {name: os.environ[name] for name in asked if name in os.environ}
         return asked | given
+
+    @property
+    def gpus(self) -> list[str]:
+        """The first `run.gpus` of the GPUs that the caller lets be seen: with more, a trainer would spread its batches over all."""
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        listed = seen.split(",") if seen else [str(number) for number in range(self.settings.gpus)]
+        return listed[: self.settings.gpus]
 
     def hub_environment(self) -> dict[str, str]:
         """The caller's token, endpoint and proxies, for the stages that ask the hub; nothing for the others."""
@@ -121,7 +128,8 @@ class Native:
 
     def environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in NATIVE_PASSES_ON if name in os.environ}
-        return kept | self.job.environment() | self.job.hub_environment()
+        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(self.job.gpus)}
+        return kept | self.job.environment() | gpus | self.job.hub_environment()
 
     @contextmanager
     def tidied(self) -> Iterator[None]:
@@ -218,10 +226,9 @@ class Container:
         return ["--memory", limit, "--memory-swap", limit]
 
     def _gpus(self) -> list[str]:
-        listed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(self.job.settings.gpus)))
         if self.job.settings.engine == "podman":
-            return [word for gpu in listed.split(",") for word in ("--device", f"nvidia.com/gpu={gpu}")]
-        return ["--gpus", f'"device={listed}"']
+            return [word for gpu in self.job.gpus for word in ("--device", f"nvidia.com/gpu={gpu}")]
+        return ["--gpus", f'"device={",".join(self.job.gpus)}"']
 
     def _readable(self) -> list[Path]:
         """The working folder, DVC's cache where deps are links into it, and the user's own files where there are any."""

@@ -22,7 +22,7 @@ from typing import IO
 
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
-from stages.harness.params import IMAGES, Run, read_params, section
+from stages.harness.params import Images, Run, read_params, section
 from stages.harness.run_stage import RECORD
 from stages.host import provenance
 from stages.host.engines import Job, engine, hub_stages
@@ -50,8 +50,9 @@ def _launch(arguments: list[str]) -> int:
     tree = Path.cwd()
     values = read_params(Path("params.yaml"))
     settings = section(Path("params.yaml"), values, "run", Run)
-    if not arguments or arguments[0] not in IMAGES:
-        raise InputError(f"the first argument is the image, one of {', '.join(IMAGES)}, found {arguments[:1]}")
+    images = section(Path("params.yaml"), values, "images", Images).model_dump()
+    if not arguments or arguments[0] not in images:
+        raise InputError(f"the first argument is a role, one of {', '.join(images)}, found {arguments[:1]}")
 
     stage = _stage_of(arguments, read_graph(tree, values))
     key = working_key(tree, stage, values)
@@ -59,7 +60,7 @@ def _launch(arguments: list[str]) -> int:
     scratch_root = Path(settings.scratch) if settings.scratch else main_tree / ".dvc" / "tmp" / "mathmind"
     lock = scratch_root / stage.name / f"{key}.lock"
     job = Job(
-        image=arguments[0],
+        image=images[arguments[0]],
         stage=stage,
         arguments=tuple(arguments[1:]),
         settings=settings,
@@ -72,7 +73,7 @@ def _launch(arguments: list[str]) -> int:
 
     with ExitStack() as locks:
         locks.enter_context(locked(lock, f"another run of {stage.name}"))
-        for gpu in range(settings.gpus):
+        for gpu in job.gpus:
             locks.enter_context(locked(scratch_root / f"gpu-{gpu}.lock", f"GPU {gpu}"))
         shutil.rmtree(job.scratch / "outs", ignore_errors=True)
         for folder in ("outs", "checkpoints", "tmp"):

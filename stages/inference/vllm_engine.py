@@ -9,6 +9,7 @@ from pydantic import Field
 
 from stages.harness import measures
 from stages.harness.errors import InputError
+from stages.harness.jsonl import read_json
 from stages.harness.params import StageParams
 from stages.inference.engine import Completion, Sampling
 
@@ -50,6 +51,8 @@ def start_vllm(folder: Path, p: Vllm, **settings: Any):
     set_up_vllm()
     from vllm import LLM
 
+    _inspect_here(folder)
+    _norm_in_one_order()
     return LLM(
         str(folder),
         tokenizer=str(folder),
@@ -61,6 +64,34 @@ def start_vllm(folder: Path, p: Vllm, **settings: Any):
     )
 
 
+def _inspect_here(folder: Path) -> None:
+    """Lets this process find out what the model's class can do: vLLM would ask another one, which imports everything once more."""
+    from vllm import ModelRegistry
+
+    for name in read_json(folder / "config.json")["architectures"]:
+        if name in ModelRegistry.models:
+            ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+
+
+def _norm_in_one_order() -> None:
+    """Adds residuals before norms and not within them, in batch-invariant mode.
+
+    vLLM 0.26's kernel that does both sums in another order from 256 tokens a step on, in that mode too (vLLM issue 48271): an
+    answer would follow how many others are asked.
+    """
+    from vllm.model_executor.layers import layernorm
+
+    alone = layernorm.rms_norm_batch_invariant
+
+    def norm(x, weight, eps, residual=None):
+        if residual is None:
+            return alone(x, weight, eps)
+        residual.add_(x)
+        return alone(residual, weight, eps), residual
+
+    layernorm.rms_norm_batch_invariant = norm
+
+
 class VllmEngine:
     """A model folder in memory, in 16 bits; up to `batch_size` prompts run at a time, of the length that the caches hold."""
 
@@ -69,7 +100,7 @@ class VllmEngine:
         from transformers import GenerationConfig
 
         # Each prompt is computed whole: in pieces, of which a cache may hold some, attention adds up in other pieces too, and
-        # an answer would follow what else was asked (vLLM pull requests 46592 and 55612; seen here, one answer of a hundred).
+        # an answer would follow what else was asked (vLLM pull requests 46592 and 55612).
         whole = {"enable_prefix_caching": False, "enable_chunked_prefill": False}
         self.llm = start_vllm(folder, p, max_num_seqs=batch_size, max_model_len=-1, **whole)
         self.tokenizer = self.llm.get_tokenizer()

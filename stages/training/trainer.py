@@ -1,7 +1,5 @@
 """What the trainers of all methods share: arguments in the same words, resuming after a kill, and what is left behind."""
 
-import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +10,7 @@ from stages.harness import measures
 from stages.harness.arithmetic import use_strict_kernels
 from stages.harness.jsonl import read_rows
 from stages.harness.params import StageParams
+from stages.training.checkpoints import last_whole_checkpoint, sealer
 from stages.training.curves import Curve, recorder
 from stages.training.models import Precision, save_adapter
 
@@ -104,32 +103,26 @@ def train(stage: str, trainer, *, checkpoints: Path, out: Path, out_curve: Path)
     """Trains from the last whole checkpoint of a killed run of the same key, or from the start.
 
     Writes the adapter with its tokenizer to `out` and what the trainer logged to `out_curve`; notes steps, the seconds that
-    they took and, where the trainer counts them (orpo's does not), tokens.
+    they took and the tokens of the rows that it read.
     """
     from transformers.trainer_callback import PrinterCallback
 
     curve = Curve()
     trainer.remove_callback(PrinterCallback)  # our own callback shows progress
     trainer.add_callback(recorder(curve, stage, trainer.args.max_steps))
+    trainer.add_callback(sealer())
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
     measures.note(training_seconds=round(time.monotonic() - started, 2))
     save_adapter(trainer.model, trainer.processing_class, out)
     curve.write(out_curve)
-    measures.note(steps=trainer.state.global_step)
-    if tokens := max((log.get("num_tokens", 0) for log in trainer.state.log_history), default=0):
-        measures.note(tokens=int(tokens))
+    measures.note(steps=trainer.state.global_step, tokens=_tokens(trainer))
 
 
-def last_whole_checkpoint(checkpoints: Path) -> str | None:
-    """The newest checkpoint that was written to its end, or None; a half-written one is removed.
-
-    A trainer writes trainer_state.json last (transformers, Trainer._save_checkpoint).
-    """
-    for folder in sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            return str(folder)
-        except (OSError, json.JSONDecodeError):
-            shutil.rmtree(folder)
-    return None
+def _tokens(trainer) -> int:
+    """As trl counts them; else (orpo, and sft by unsloth) as the rows hold them, prompts included."""
+    if counted := max((log.get("num_tokens", 0) for log in trainer.state.log_history), default=0):
+        return int(counted)
+    rows = trainer.train_dataset
+    held = [name for name in rows.column_names if name in ("input_ids", "chosen_input_ids", "rejected_input_ids")]
+    return round(sum(len(ids) for name in held for ids in rows[name]) * trainer.state.epoch)

@@ -47,9 +47,16 @@ def environment() -> None:
 @pytest.fixture(scope="session")
 def place(tmp_path_factory) -> Workplace:
     """Everything up to sft and its merged model, by the stages themselves."""
-    made = Workplace(tmp_path_factory.mktemp("gpu"), "scratch-gpu", MADE_SMALL)
+    made = workplace(tmp_path_factory.mktemp("gpu"), {})
     made.do_all_up_to_sft()
     made.do("merge", base="base", adapter="sft", out="merged")
+    return made
+
+
+def workplace(folder: Path, changes: dict) -> Workplace:
+    """Whose stages see one GPU, the first of this process's: they would spread a batch over several."""
+    made = Workplace(folder, "scratch-gpu", {**MADE_SMALL, **changes})
+    made.environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return made
 
 
@@ -57,7 +64,7 @@ def beside(place: Workplace, name: str, changes: dict) -> Workplace:
     """A workplace with parameters of its own that reads the inputs of `place`."""
     folder = place / f"runs/{name}"
     folder.mkdir(parents=True)
-    return Workplace(folder, "scratch-gpu", {**MADE_SMALL, **changes})
+    return workplace(folder, changes)
 
 
 def inputs(place: Workplace, method: str) -> dict[str, str]:

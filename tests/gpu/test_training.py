@@ -10,6 +10,7 @@ import time
 import pytest
 
 from stages.harness.jsonl import read_json
+from stages.training.checkpoints import SEAL
 from tests.gpu.conftest import UPDATES, beside, inputs
 from tests.pipeline.test_methods import digest
 
@@ -95,7 +96,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(place, train, method, checkpoint
     run = beside(place, f"{method}-killed", {})
     paths = {**inputs(place, method), "out": "out", "out_curve": "curve.csv"}
     started = run.start(method, scratch="killed", **paths)
-    while not (run / f"killed/checkpoints/checkpoint-{checkpoint}/trainer_state.json").is_file() and started.poll() is None:
+    while not (run / f"killed/checkpoints/checkpoint-{checkpoint}/{SEAL}").is_file() and started.poll() is None:
         time.sleep(0.02)
     started.send_signal(signal.SIGKILL)
     started.communicate()

@@ -19,7 +19,7 @@ from stages.host.graph import lock_keys
 from tests.imports import ROOT
 from tests.pipeline.conftest import set_dotted
 
-FETCH = ["docker/run", "cpu", "fetch", "--sources-lock", "params/sources.lock.yaml", "--out", "data/raw"]
+FETCH = ["docker/run", "export", "fetch", "--sources-lock", "params/sources.lock.yaml", "--out", "data/raw"]
 
 
 def files_of_the_tree():
@@ -246,7 +246,7 @@ def test_a_missing_file_says_where_to_put_it(clone):
 
 
 def test_a_missing_input_names_the_file_and_the_command(clone):
-    done = launch(clone, ["docker/run", "cpu", "prepare-mix", "--raw", "data/raw", "--tokenizer", "models/base", "--out", "data/mix"])
+    done = launch(clone, ["docker/run", "export", "prepare-mix", "--raw", "data/raw", "--tokenizer", "models/base", "--out", "data/mix"])
     assert done.returncode == 2 and "data/raw is missing: run the stage that writes it" in done.stderr
 
 

@@ -3,11 +3,15 @@
 import csv
 import hashlib
 import json
+import shutil
+import signal
+import time
 
 import pytest
 
 from stages.corpus.marks import TEXT_END, TURN_END
 from stages.harness.jsonl import read_rows
+from stages.training.checkpoints import SEAL
 from tests.imports import ROOT
 
 REWARDS = ("match_format_exactly", "match_format_approximately", "check_exact_answer")
@@ -218,21 +222,43 @@ def test_a_second_run_writes_the_same_bytes(small, stage, inputs):
         assert (small / f"{again}.csv").read_bytes() == (small / f"{stage}.csv").read_bytes()
 
 
-def test_a_killed_run_resumes_from_its_checkpoint_to_the_same_bytes(small):
-    import signal
-    import time
-
+@pytest.fixture
+def killed(small, request):
+    """Paths of a run of qlora that was killed as soon as its second checkpoint had this file; none of its outs is there."""
     paths = {"base": "base", "mix": "mix", "out": "resumed", "out_curve": "resumed.csv", "scratch": "killed"}
     started = small.start("qlora", **paths)
-    while not (small / "killed/checkpoints/checkpoint-10").is_dir() and started.poll() is None:
+    while not (small / "killed/checkpoints/checkpoint-10" / request.param).exists() and started.poll() is None:
         time.sleep(0.02)
     started.send_signal(signal.SIGKILL)
     started.communicate()
     assert not (small / "resumed").exists()
+    yield paths
+    for path in ("killed", "resumed"):
+        shutil.rmtree(small / path)
+
+
+def resume(small, paths) -> str:
+    """Runs it again; what it said, once it has ended with the bytes of an undisturbed run."""
     done = small.run("qlora", **paths)
     assert done.returncode == 0, done.stdout
     assert digest(small / "resumed") == digest(small / "qlora")
     assert (small / "resumed.csv").read_bytes() == (small / "qlora.csv").read_bytes()
+    return done.stdout
+
+
+@pytest.mark.parametrize("killed", ["", SEAL], indirect=True, ids=["half written", "whole"])
+def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_bytes(small, killed):
+    resume(small, killed)
+
+
+@pytest.mark.parametrize("killed", [SEAL], indirect=True)
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt"])
+def test_a_damaged_checkpoint_is_told_and_left_out(small, killed, name):
+    damaged = small / "killed/checkpoints/checkpoint-10" / name
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert "checkpoint-10 is not as it was written: it is left out" in resume(small, killed)
 
 
 def test_sft_ends_at_the_first_look_that_finds_the_form_and_else_takes_all_its_steps(small):

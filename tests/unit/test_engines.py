@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from stages.harness.params import Run, read_params
-from stages.host.engines import Job, _link_targets, _mount, hub_stages
+from stages.host.engines import Job, Native, _link_targets, _mount, hub_stages
 from stages.host.graph import read_graph
 from tests.imports import ROOT
 
@@ -13,8 +13,8 @@ PARAMS = read_params(ROOT / "params.yaml")
 GRAPH = read_graph(ROOT, PARAMS)
 
 
-def job(tmp_path, *, asks_hub):
-    settings = Run(engine="docker", gpus=0, workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
+def job(tmp_path, *, asks_hub, gpus=0):
+    settings = Run(engine="docker", gpus=gpus, workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
     stage = GRAPH["fetch"]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT,
                local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub)  # fmt: skip
@@ -48,6 +48,14 @@ def test_only_a_stage_that_asks_the_hub_is_online_and_it_asks_the_callers_mirror
     asking, other = job(tmp_path, asks_hub=True), job(tmp_path, asks_hub=False)
     assert asking.hub_environment() == {"HF_ENDPOINT": "https://mirror.example"}
     assert [one.environment()["HF_HUB_OFFLINE"] for one in (asking, other)] == ["0", "1"]
+
+
+@pytest.mark.parametrize(("seen", "gpus", "given"), [(None, 1, "0"), ("3,5", 1, "3"), ("3,5", 0, ""), (None, 2, "0,1")])
+def test_a_stage_sees_as_many_gpus_as_the_profile_asks_for(tmp_path, monkeypatch, seen, gpus, given):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    assert Native(job(tmp_path, asks_hub=False, gpus=gpus)).environment()["CUDA_VISIBLE_DEVICES"] == given
 
 
 @pytest.mark.parametrize(("profile", "stages"), [("embedded", set()), ("report-t4", {"fetch", "base-model"})])

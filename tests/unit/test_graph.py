@@ -41,7 +41,7 @@ def test_the_code_deps_of_a_stage_are_what_it_imports(address):
 
 @pytest.mark.parametrize("address", GRAPH)
 def test_a_stage_depends_on_its_image_and_its_environment(address):
-    image = GRAPH[address].command.split()[1]
+    image = PARAMS["images"][GRAPH[address].command.split()[1]]
     recipe = {"docker/determinism.env", "docker/Dockerfile", "docker/uv.toml", f"docker/{image}.lock"}
     assert recipe <= set(GRAPH[address].deps)
 

@@ -1,0 +1,155 @@
+"""Kills the graph at random moments and runs it again, until it is done: do the same bytes come out, and is nothing left behind?
+
+    python benchmarks/chaos.py --kills 100 --json benchmarks/chaos.json
+
+A round is a fresh clone of HEAD with an empty cache. `dvc repro` starts; after a time drawn by chance (log-uniform, so that most
+are short and some outlast the longest stage) SIGINT, SIGTERM or SIGKILL goes to dvc, to dvc's process group (as a terminal's Ctrl-C does),
+to the launcher or to the stage; everything must end; `dvc repro` starts again. Once it ends well, dvc.lock, metrics.json and every other committed result must be as
+committed, byte for byte, no process may be left, nothing below the scratch folder, and no half-moved out. Rounds follow until so
+many kills are done, and the last round runs to its end.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ("dvc.lock", "metrics.json", "results/metrics", "results/comparison.json", "results/plots")
+TARGETS = {"dvc": None, "dvc's group": None, "launcher": "stages.host.launcher", "stage": "stages.harness.run_stage"}
+SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
+SHORTEST, LONGEST = 1.0, 150.0  # seconds between a start and a kill; the longest stage takes 80 on two idle cores
+PATIENCE = 30.0  # seconds in which everything must have ended after a kill
+
+
+@dataclass
+class Kill:
+    """One kill, and what came of it."""
+
+    round: int
+    after: float  # seconds from the start of dvc
+    signal: str
+    target: str
+    stage: str  # that was running; "" between two
+    ended: float  # seconds until no process was left; NaN where one was
+    said: str = ""  # by dvc at the next start, where that refused to run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=lambda text: Path(text).absolute())
+    chosen = parser.parse_args()
+    draw, kills, faults = random.Random(chosen.seed), [], []
+    started = time.monotonic()
+    while len(kills) < chosen.kills:
+        number = 1 + (kills[-1].round if kills else 0)
+        with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+            clone = Path(folder) / "clone"
+            subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+            (clone / "metrics.json").unlink()  # or DVC would leave compare out, where all that it reads came out as committed
+            while not run(clone, number, draw, chosen.kills - len(kills), kills):
+                pass
+            faults += [f"round {number}: {fault}" for fault in left_behind(clone)]
+            print(f"round {number}: done after {len(kills)} kills, {len(faults)} faults so far", flush=True)
+    figures = {
+        "kills": len(kills),
+        "rounds": kills[-1].round,
+        "seconds": round(time.monotonic() - started),
+        "faults": faults + [f"kill {place}: {kill}" for place, kill in enumerate(kills, 1) if math.isnan(kill.ended) or kill.said],
+        "slowest_end": max(kill.ended for kill in kills),
+    }
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures | {"all": [asdict(kill) for kill in kills]}, indent=2) + "\n")
+    show(figures, kills)
+    sys.exit(1 if figures["faults"] else 0)
+
+
+def run(clone: Path, number: int, draw: random.Random, left: int, kills: list[Kill]) -> bool:
+    """One `dvc repro`, killed after a while if any kills are left; whether it ended well."""
+    log = clone.parent / "dvc.log"
+    environment = {**os.environ, "MATHMIND_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
+    with log.open("w") as file:
+        dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=clone, env=environment, stdout=file, stderr=file, process_group=0)
+    after = math.exp(draw.uniform(math.log(SHORTEST), math.log(LONGEST))) if left else None
+    name, number_of = draw.choice(list(TARGETS)), draw.choice(SIGNALS)
+    try:
+        status = dvc.wait(after)
+    except subprocess.TimeoutExpired:
+        family = psutil.Process(dvc.pid).children(recursive=True)
+        lines = {process: command_of(process) for process in family}
+        stage = next((line[line.index(TARGETS["stage"]) + 1] for line in lines.values() if TARGETS["stage"] in line), "")
+        chosen = next((process for process, line in lines.items() if TARGETS[name] in line), None)
+        name = name if chosen or name == "dvc's group" else "dvc"
+        send = os.killpg if name == "dvc's group" else os.kill
+        send(chosen.pid if chosen else dvc.pid, getattr(signal, number_of))
+        kill = Kill(number, round(after, 2), number_of, name, stage, await_end(dvc, family))
+        kills.append(kill)
+        return False
+    if status and kills:  # nobody killed this one: it refused to go on from what the last kill left
+        kills[-1].said = log.read_text()[-500:]
+        sys.exit(f"dvc repro ended with {status} after {kills[-1]}")
+    return True
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def await_end(dvc: subprocess.Popen, family: list[psutil.Process]) -> float:
+    """Seconds until dvc and all that it had started are gone, or NaN."""
+    started = time.monotonic()
+    while time.monotonic() - started < PATIENCE:
+        if dvc.poll() is not None and not any(process.is_running() for process in family):
+            return round(time.monotonic() - started, 2)
+        time.sleep(0.02)
+    return math.nan
+
+
+def left_behind(clone: Path) -> list[str]:
+    """What is not as it must be in a clone whose graph is done."""
+    faults = []
+    changed = subprocess.run(["git", "diff", "--name-only", "--", *RESULTS], cwd=clone, capture_output=True, text=True, check=True)
+    faults += [f"{path} came out otherwise" for path in changed.stdout.splitlines()]
+    faults += [f"{path.relative_to(clone)} is left of a move" for path in clone.rglob(".*.incoming")]
+    scratch = clone / ".dvc" / "tmp" / "mathmind"
+    faults += [f"{path.relative_to(clone)} is left" for path in scratch.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(clone):
+                faults.append(f"process {process.pid} still runs: {process.cmdline()}")
+        except psutil.Error:
+            pass
+    return faults
+
+
+def show(figures: dict, kills: list[Kill]) -> None:
+    counted = Counter((kill.target, kill.signal) for kill in kills)
+    table = Table("killed", *SIGNALS)
+    for target in TARGETS:
+        table.add_row(target, *(str(counted[target, name]) for name in SIGNALS))
+    Console().print(table)
+    during = Counter(kill.stage or "between two stages" for kill in kills)
+    print("while this ran:", ", ".join(f"{stage} {count}" for stage, count in during.most_common()))
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
