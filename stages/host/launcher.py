@@ -72,9 +72,9 @@ def _launch(arguments: list[str]) -> int:
     )
 
     with ExitStack() as locks:
-        locks.enter_context(locked(lock, f"another run of {stage.name}"))
+        locks.enter_context(locked(lock, f"docker/run: waiting for another run of {stage.name}"))
         for gpu in job.gpus:
-            locks.enter_context(locked(scratch_root / f"gpu-{gpu}.lock", f"GPU {gpu}"))
+            locks.enter_context(locked(scratch_root / f"gpu-{gpu}.lock", f"docker/run: waiting for GPU {gpu}"))
         shutil.rmtree(job.scratch / "outs", ignore_errors=True)
         for folder in ("outs", "checkpoints", "tmp"):
             (job.scratch / folder).mkdir(parents=True, exist_ok=True)
@@ -159,14 +159,14 @@ def _die_with_parent_of_shell() -> None:
 
 
 @contextmanager
-def locked(path: Path, whom: str) -> Iterator[IO[str]]:
-    """Holds a lock file, and says whom it waits for while another process holds it; a child that inherits it holds it too."""
+def locked(path: Path, waiting: str) -> Iterator[IO[str]]:
+    """Holds a lock file, and says that it is waiting where another process holds it; a child that inherits it holds it too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"docker/run: waiting for {whom}", file=sys.stderr, flush=True)
+            print(waiting, file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file
 

@@ -251,7 +251,7 @@ def _of_the_tree(commit: Commit, graph: dict[str, GraphStage]) -> Iterator[Findi
 
 def _rebuild(commit: Commit, clone: Path, stages: Sequence[str], engine: str | None) -> None:
     """Runs the stages in a clone of the commit, with a cache of its own."""
-    with locked(clone.with_name(f"{clone.name}.lock"), "another verify of this commit") as lock:
+    with locked(clone.with_name(f"{clone.name}.lock"), "verify: waiting for another verify of this commit") as lock:
         if not (clone / READY).is_file():
             remove(clone)
             _prepare(commit, clone, stages, engine)
@@ -350,7 +350,7 @@ def _causes(stage: str, then: dict[str, Any], now: dict[str, Any]) -> Iterator[s
         values = [machine.get(name, "none") for machine in machines]
         if values[0] != values[1]:
             yield f"another machine: {name} is {values[1]}, was {values[0]}"
-    for name in ("python", "recipe", "pinned", "engine"):
+    for name in ("python", "recipe", "engine"):
         if then.get(name) != now.get(name):
             yield f"{name} is {now.get(name)}, was {then.get(name)}"
     if now.get("pinned") is False:
