@@ -44,8 +44,7 @@ class Kill:
     signal: str
     target: str
     stage: str  # that was running; "" between two
-    ended: float  # seconds until no process was left; NaN where one was
-    said: str = ""  # by dvc at the next start, where that refused to run
+    ended: float  # seconds until no process was left
 
 
 def main() -> None:
@@ -70,7 +69,7 @@ def main() -> None:
         "kills": len(kills),
         "rounds": kills[-1].round,
         "seconds": round(time.monotonic() - started),
-        "faults": faults + [f"kill {place}: {kill}" for place, kill in enumerate(kills, 1) if math.isnan(kill.ended) or kill.said],
+        "faults": faults,
         "slowest_end": max(kill.ended for kill in kills),
     }
     if chosen.json:
@@ -84,7 +83,7 @@ def run(clone: Path, number: int, draw: random.Random, left: int, kills: list[Ki
     log = clone.parent / "dvc.log"
     environment = {**os.environ, "MATHMIND_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
     with log.open("w") as file:
-        dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=clone, env=environment, stdout=file, stderr=file, process_group=0)
+        dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=clone, env=environment, stdout=file, stderr=file, process_group=0, preexec_fn=heed_ctrl_c)
     after = math.exp(draw.uniform(math.log(SHORTEST), math.log(LONGEST))) if left else None
     name, number_of = draw.choice(list(TARGETS)), draw.choice(SIGNALS)
     try:
@@ -99,11 +98,17 @@ def run(clone: Path, number: int, draw: random.Random, left: int, kills: list[Ki
         send(chosen.pid if chosen else dvc.pid, getattr(signal, number_of))
         kill = Kill(number, round(after, 2), number_of, name, stage, await_end(dvc, family))
         kills.append(kill)
+        if math.isnan(kill.ended):
+            sys.exit(f"after {PATIENCE:.0f} s not all had ended: {kill}: {[command_of(process) for process in family]}")
         return False
-    if status and kills:  # nobody killed this one: it refused to go on from what the last kill left
-        kills[-1].said = log.read_text()[-500:]
-        sys.exit(f"dvc repro ended with {status} after {kills[-1]}")
+    if status:  # nobody killed this one: it refused to go on from what the last kill left
+        sys.exit(f"dvc repro ended with {status} after {kills[-1:]}: {log.read_text()[-500:]}")
     return True
+
+
+def heed_ctrl_c() -> None:
+    """A shell's background jobs ignore it, and hand that down."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def command_of(process: psutil.Process) -> list[str]:

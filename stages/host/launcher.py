@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from select import select
 from threading import Thread
@@ -34,8 +35,7 @@ GRACE = 10  # seconds between a signal that is handed on and the end of what doe
 
 def main() -> int:
     """Runs the stage that dvc.yaml's command names and returns its exit status."""
-    die_with_parent()
-    _die_with_parent_of_shell()
+    _die_with_callers()
     try:
         return _launch(sys.argv[1:])
     except InputError as error:
@@ -109,7 +109,7 @@ def _stage_of(arguments: list[str], graph: dict[str, GraphStage]) -> GraphStage:
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
     """Runs a command in its own process group, hands every signal on to it, and returns its status or 128 + signal."""
-    child = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=_begin_child)
+    child = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=partial(_begin_child, os.getpid()))
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         os.killpg(child.pid, signal.SIGKILL if number == signal.SIGALRM else number)
@@ -126,9 +126,11 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
     return 128 - status if status < 0 else status
 
 
-def _begin_child() -> None:
+def _begin_child(launcher: int) -> None:
     """What a stage's process does before it becomes one: a background shell's jobs ignore Ctrl-C, a stage must not."""
     die_with_parent()
+    if os.getppid() != launcher:
+        os._exit(128 + signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -140,15 +142,24 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGTERM)
 
 
-def _die_with_parent_of_shell() -> None:
-    """Where a shell stands between dvc and this process (dash stays for a command's time, bash does not): dvc's end is ours."""
-    parent = Path(f"/proc/{os.getppid()}")
-    try:
-        is_shell = b"\0-c\0" in (parent / "cmdline").read_bytes()
-        state = (parent / "stat").read_text().rpartition(")")[2].split()  # what follows its name: state, parent, ...
-        dvc = os.pidfd_open(int(state[1])) if is_shell else None
-    except (OSError, AttributeError):  # no Linux, or a parent in another namespace
+def _die_with_callers() -> None:
+    """Ends with dvc, also where a shell stands between (dash stays for a command's time, bash does not) or this process is only starting.
+
+    docker/run has told who called it, and who called that.
+    """
+    die_with_parent()
+    told = [int(number) for number in os.environ.get("MATHMIND_CALLERS", "").split()]
+    if not told:  # no Linux, or a caller in another namespace
         return
+    dvc = None
+    try:
+        if told[1] and b"\0-c\0" in Path(f"/proc/{told[0]}/cmdline").read_bytes():
+            dvc = os.pidfd_open(told[1])
+        orphaned = os.getppid() != told[0] or (dvc is not None and _parent_of(told[0]) != told[1])
+    except OSError:
+        orphaned = True
+    if orphaned:
+        sys.exit(128 + signal.SIGTERM)
 
     def watch() -> None:
         select([dvc], [], [])  # until it has ended
@@ -156,6 +167,11 @@ def _die_with_parent_of_shell() -> None:
 
     if dvc is not None:
         Thread(target=watch, daemon=True).start()
+
+
+def _parent_of(pid: int) -> int:
+    """By what follows a process's name in its state: its condition, its parent, ..."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @contextmanager

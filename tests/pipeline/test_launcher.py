@@ -313,6 +313,21 @@ def test_a_killed_dvc_leaves_no_process_and_no_half_written_out(clone, shell, nu
     assert_nothing_left(clone)
 
 
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_a_dvc_killed_while_the_launcher_starts_leaves_nothing_running(clone, tmp_path, shell):
+    slow = tmp_path / "python"
+    slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nsleep 2\nexec {sys.executable} \"$@\"\n")
+    slow.chmod(0o755)
+    command = [sys.executable, "-m", "dvc", "repro", "fetch"]
+    started = subprocess.Popen(command, cwd=clone, env=environment(SHELL=shutil.which(shell), MATHMIND_PYTHON=str(slow)))
+    while not (tmp_path / "started").exists() and started.poll() is None:
+        time.sleep(0.01)
+    started.kill()
+    started.wait()
+    time.sleep(3)
+    assert_nothing_left(clone)
+
+
 def assert_nothing_left(clone):
     deadline = time.monotonic() + 10
     while (left := processes_in(clone)) and time.monotonic() < deadline:
