@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ("dvc.lock", "metrics.json", "results/metrics", "results/comparison.json", "results/plots")
 TARGETS = {"dvc": None, "dvc's group": None, "launcher": "stages.host.launcher", "stage": "stages.harness.run_stage"}
 SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
-SHORTEST, LONGEST = 1.0, 150.0  # seconds between a start and a kill; the longest stage takes 80 on two idle cores
+SHORTEST, LONGEST = 0.5, 120.0  # seconds between a start and a kill; the longest stage takes 80 on two idle cores
 PATIENCE = 30.0  # seconds in which everything must have ended after a kill
 
 

@@ -155,7 +155,8 @@ def _die_with_callers() -> None:
     try:
         if told[1] and b"\0-c\0" in Path(f"/proc/{told[0]}/cmdline").read_bytes():
             dvc = os.pidfd_open(told[1])
-        orphaned = os.getppid() != told[0] or (dvc is not None and _parent_of(told[0]) != told[1])
+        orphaned = os.getppid() != told[0] or _is_adopted(os.getpid())
+        orphaned |= dvc is not None and (_parent_of(told[0]) != told[1] or _is_adopted(told[0]))
     except OSError:
         orphaned = True
     if orphaned:
@@ -167,6 +168,12 @@ def _die_with_callers() -> None:
 
     if dvc is not None:
         Thread(target=watch, daemon=True).start()
+
+
+def _is_adopted(pid: int) -> bool:
+    """Is its parent of another session, and so not the one that started it?"""
+    parent, session = _parent_of(pid), os.getsid(pid)
+    return parent != 0 and session != pid and os.getsid(parent) != session
 
 
 def _parent_of(pid: int) -> int:

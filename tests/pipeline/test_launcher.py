@@ -313,13 +313,20 @@ def test_a_killed_dvc_leaves_no_process_and_no_half_written_out(clone, shell, nu
     assert_nothing_left(clone)
 
 
+@pytest.mark.parametrize("slow", ["docker/run", "python"])  # who called it is told by the one, and looked at by the other
 @pytest.mark.parametrize("shell", ["dash", "bash"])
-def test_a_dvc_killed_while_the_launcher_starts_leaves_nothing_running(clone, tmp_path, shell):
-    slow = tmp_path / "python"
-    slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nsleep 2\nexec {sys.executable} \"$@\"\n")
-    slow.chmod(0o755)
+def test_a_dvc_killed_while_the_launcher_starts_leaves_nothing_running(clone, tmp_path, shell, slow):
+    if slow == "python":
+        script, goes_on = tmp_path / "python", f'exec {sys.executable} "$@"'
+        more = {"MATHMIND_PYTHON": str(script)}
+    else:
+        (clone / "docker/run").rename(clone / "docker/run.py")
+        script, goes_on = clone / "docker/run", 'exec docker/run.py "$@"'
+        more = {}
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nsleep 2\n{goes_on}\n")
+    script.chmod(0o755)
     command = [sys.executable, "-m", "dvc", "repro", "fetch"]
-    started = subprocess.Popen(command, cwd=clone, env=environment(SHELL=shutil.which(shell), MATHMIND_PYTHON=str(slow)))
+    started = subprocess.Popen(command, cwd=clone, env=environment(SHELL=shutil.which(shell), **more), start_new_session=True)
     while not (tmp_path / "started").exists() and started.poll() is None:
         time.sleep(0.01)
     started.kill()
