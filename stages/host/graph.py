@@ -94,8 +94,8 @@ def lock_keys(folder: Path) -> dict[str, str]:
 def working_key(folder: Path, stage: GraphStage, params: dict[str, Any]) -> str:
     """The key of the run that this working folder would start now.
 
-    A dep that another stage writes has the hash that dvc.lock gives it (DVC has just written or checked it); any other
-    dep is small and lies in the repository, and is hashed here.
+    A dep that another stage writes has the hash that dvc.lock gives it, to which the launcher has held it; any other dep is
+    small and lies in the repository, and is hashed here.
     """
     written = {path: md5 for entry in lock_stages(folder).values() for path, md5 in entry_outs(entry).items()}
     deps = {dep: written.get(dep) or hash_of(folder / dep) for dep in stage.deps}
@@ -108,7 +108,8 @@ def hash_of(path: Path) -> str:
         return _hash_of_folder(path)
     if not path.is_file():
         raise InputError(f"{path} is missing: run the stage that writes it, for example with `dvc repro`")
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    with path.open("rb") as file:  # of a model, gigabytes
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _hash_of_folder(folder: Path) -> str:

@@ -26,6 +26,7 @@ from stages.harness.jsonl import read_json
 from stages.harness.params import Images, Run, read_params, section
 from stages.harness.run_stage import RECORD
 from stages.host import provenance
+from stages.host.cache import hold_inputs_to_the_lock
 from stages.host.engines import Job, engine, hub_stages
 from stages.host.graph import GraphStage, read_graph, working_key
 
@@ -54,7 +55,9 @@ def _launch(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in images:
         raise InputError(f"the first argument is a role, one of {', '.join(images)}, found {arguments[:1]}")
 
-    stage = _stage_of(arguments, read_graph(tree, values))
+    graph = read_graph(tree, values)
+    stage = _stage_of(arguments, graph)
+    hold_inputs_to_the_lock(tree, stage, graph)
     key = working_key(tree, stage, values)
     main_tree = Path(os.environ.get("DVC_ROOT") or tree)
     scratch_root = Path(settings.scratch) if settings.scratch else main_tree / ".dvc" / "tmp" / "mathmind"

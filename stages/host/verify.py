@@ -19,20 +19,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stages.harness.errors import InputError
-from stages.harness.jsonl import read_json
 from stages.harness.params import read_params
+from stages.host.cache import Cache, difference
 from stages.host.differences import Difference, differences, first_value
-from stages.host.graph import (
-    DVC,
-    GraphStage,
-    entry_deps,
-    entry_outs,
-    files_of,
-    hash_of,
-    lock_stages,
-    parse_yaml,
-    read_graph,
-)  # fmt: skip
+from stages.host.graph import DVC, GraphStage, entry_deps, entry_outs, files_of, lock_stages, parse_yaml, read_graph
 from stages.host.launcher import die_with_parent, locked, remove
 from stages.host.provenance import TIMING, read_timing
 
@@ -109,8 +99,7 @@ class Commit:
                              "`dvc repro` and commit it anew") from None  # fmt: skip
         self.tracked = set(_git(tree, "ls-tree", "-r", "--name-only", "-z", "HEAD").split("\0"))
         self.hashes: dict[str, str] = {}
-        found = subprocess.run([*DVC, "cache", "dir"], cwd=tree, env=_environment(), capture_output=True, text=True).stdout.strip()
-        self.cache = (tree / (found or ".dvc/cache")).resolve()
+        self.cache = Cache(tree)
 
     def content(self, path: str | Path) -> bytes | None:
         """A file of the commit, or None."""
@@ -127,15 +116,6 @@ class Commit:
         if path not in self.hashes:
             self.hashes[path] = hashlib.md5(self.content(path) or b"", usedforsecurity=False).hexdigest()
         return self.hashes[path]
-
-    def kept(self, md5: str) -> Path:
-        """Where DVC's cache keeps a file, or the list of a folder's files, if it does."""
-        return self.cache / "files" / "md5" / md5[:2] / md5[2:]
-
-    def parts(self, md5: str) -> dict[str, str]:
-        """The MD5 of each file of a folder; nothing for a file, or where DVC's cache has no list of it."""
-        listing = self.kept(md5)
-        return {part["relpath"]: part["md5"] for part in read_json(listing)} if md5.endswith(".dir") and listing.is_file() else {}
 
     def outs(self, stage: str) -> dict[str, str]:
         """The MD5 of each out, as the lock has it."""
@@ -157,7 +137,7 @@ def verify(tree: Path, stages: Sequence[str] = (), *, twice: bool = False, engin
         params, graph = _graph_of(commit, Path(folder))
         if unknown := [name for name in stages if name not in graph]:
             raise InputError(f"dvc.yaml has no stage {unknown[0]}: name some of {', '.join(graph)}")
-        findings = [*_of_the_lock(commit, params, graph), *_of_the_tree(commit, graph)]
+        findings = [*_of_the_lock(commit, params, graph), *_of_the_files(commit, graph)]
     chosen = tuple(name for name in graph if not stages or name in stages)
     if findings:
         return Verdict(commit.id, chosen, (), tuple(findings))
@@ -235,18 +215,16 @@ def _of_the_lock(commit: Commit, params: dict[str, Any], graph: dict[str, GraphS
                 yield Finding(name, path, f"is committed as {found}, dvc.lock says that {md5} was written")
 
 
-def _of_the_tree(commit: Commit, graph: dict[str, GraphStage]) -> Iterator[Finding]:
-    """Outs in the working folder that are not what its lock says, where that is the committed one."""
-    if not (commit.tree / "dvc.lock").is_file() or (commit.tree / "dvc.lock").read_text(encoding="utf-8") != commit.text("dvc.lock"):
-        return
+def _of_the_files(commit: Commit, graph: dict[str, GraphStage]) -> Iterator[Finding]:
+    """Outs that are not what the lock says: in the working folder, where its lock is the committed one, or in DVC's cache."""
+    lock = commit.tree / "dvc.lock"
+    is_here = lock.is_file() and lock.read_text(encoding="utf-8") == commit.text("dvc.lock")
     for name in graph:
         for path, md5 in commit.outs(name).items():
-            place = commit.tree / path
-            if place.exists() and (found := hash_of(place)) != md5:
-                parts = commit.parts(md5)
-                odd = [file for file, known in parts.items() if not (place / file).is_file() or hash_of(place / file) != known]
-                where = f"{path}/{odd[0]}" if odd else path
-                yield Finding(name, where, f"in this folder is not what dvc.lock says ({found}, not {md5}): `dvc checkout --force` brings it back")
+            if is_here and (found := difference(commit.tree, path, md5, commit.cache)):
+                yield Finding(name, found[0], f"in this folder {found[1]}")
+            elif commit.cache.damaged(md5):
+                yield Finding(name, path, f"is damaged in DVC's cache: {commit.cache.mend(path, md5)}")
 
 
 def _rebuild(commit: Commit, clone: Path, stages: Sequence[str], engine: str | None) -> None:
@@ -266,7 +244,7 @@ def _rebuild(commit: Commit, clone: Path, stages: Sequence[str], engine: str | N
 def _prepare(commit: Commit, clone: Path, stages: Sequence[str], engine: str | None) -> None:
     _git(commit.tree, "clone", "--quiet", "--no-hardlinks", str(commit.tree), str(clone))
     _git(clone, "checkout", "--quiet", "--detach", commit.id)
-    for option, value in (("cache.dir", clone / ".dvc" / "cache"), ("remote.committed.url", commit.cache)):
+    for option, value in (("cache.dir", clone / ".dvc" / "cache"), ("remote.committed.url", commit.cache.folder)):
         _dvc(clone, "config", "--local", option, str(value), check=True)
     yaml = YAML()
     params = yaml.load((clone / "params.yaml").read_text(encoding="utf-8"))
@@ -333,8 +311,8 @@ def _known(commit: Commit, path: str, md5: str, clone: Path) -> dict[str, Path]:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(commit.content(path) or b"")
         return {place.name: place}
-    cached = {Path(path).name: md5} if not md5.endswith(".dir") else commit.parts(md5)
-    objects = {name: commit.kept(part) for name, part in cached.items()}
+    cached = {Path(path).name: md5} if not md5.endswith(".dir") else commit.cache.parts(md5)
+    objects = {name: commit.cache.kept(part) for name, part in cached.items()}
     return objects if objects and all(place.is_file() for place in objects.values()) else {}
 
 
