@@ -4,9 +4,9 @@
 
 A round is a fresh clone of HEAD with an empty cache. `dvc repro` starts; after a time drawn by chance (log-uniform, so that most
 are short and some outlast the longest stage) SIGINT, SIGTERM or SIGKILL goes to dvc, to dvc's process group (as a terminal's Ctrl-C does),
-to the launcher or to the stage; everything must end; `dvc repro` starts again. Once it ends well, dvc.lock, metrics.json and every other committed result must be as
-committed, byte for byte, no process may be left, nothing below the scratch folder, and no half-moved out. Rounds follow until so
-many kills are done, and the last round runs to its end.
+to the launcher or to the stage; everything must end; `dvc repro` starts again. Once it ends well, dvc.lock, metrics.json and every other
+committed result must be as committed, byte for byte, no process may be left, nothing below the scratch folder, and no half-moved
+out. Rounds follow until so many kills are done, and the last round runs to its end.
 """
 
 import argparse
@@ -28,6 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from stages.host.graph import DVC  # noqa: E402
+
 RESULTS = ("dvc.lock", "metrics.json", "results/metrics", "results/comparison.json", "results/plots")
 TARGETS = {"dvc": None, "dvc's group": None, "launcher": "stages.host.launcher", "stage": "stages.harness.run_stage"}
 SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
@@ -83,9 +87,11 @@ def run(clone: Path, number: int, draw: random.Random, left: int, kills: list[Ki
     log = clone.parent / "dvc.log"
     environment = {**os.environ, "MATHMIND_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
     with log.open("w") as file:
-        dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=clone, env=environment, stdout=file, stderr=file, process_group=0, preexec_fn=heed_ctrl_c)
+        dvc = subprocess.Popen(
+            [*DVC, "repro"], cwd=clone, env=environment, stdout=file, stderr=file, process_group=0, preexec_fn=heed_ctrl_c
+        )
     after = math.exp(draw.uniform(math.log(SHORTEST), math.log(LONGEST))) if left else None
-    name, number_of = draw.choice(list(TARGETS)), draw.choice(SIGNALS)
+    name, signal_name = draw.choice(list(TARGETS)), draw.choice(SIGNALS)
     try:
         status = dvc.wait(after)
     except subprocess.TimeoutExpired:
@@ -95,8 +101,8 @@ def run(clone: Path, number: int, draw: random.Random, left: int, kills: list[Ki
         chosen = next((process for process, line in lines.items() if TARGETS[name] in line), None)
         name = name if chosen or name == "dvc's group" else "dvc"
         send = os.killpg if name == "dvc's group" else os.kill
-        send(chosen.pid if chosen else dvc.pid, getattr(signal, number_of))
-        kill = Kill(number, round(after, 2), number_of, name, stage, await_end(dvc, family))
+        send(chosen.pid if chosen else dvc.pid, getattr(signal, signal_name))
+        kill = Kill(number, round(after, 2), signal_name, name, stage, await_end(dvc, family))
         kills.append(kill)
         if math.isnan(kill.ended):
             sys.exit(f"after {PATIENCE:.0f} s not all had ended: {kill}: {[command_of(process) for process in family]}")

@@ -28,7 +28,7 @@ def main() -> None:
     chosen = parser.parse_args()
     path = ROOT / "params.yaml"
     values = read_params(path)
-    graph = read_graph(ROOT, values)
+    graph, lock = read_graph(ROOT, values), lock_stages(ROOT)
     all_same = True
     for name in chosen.stages:
         with tempfile.TemporaryDirectory() as folder:
@@ -42,13 +42,12 @@ def main() -> None:
             )  # fmt: skip
             started = time.monotonic()
             engine = Native(job)
-            environment = engine.environment() | {"PYTHONPATH": str(ROOT)}
-            done = subprocess.run(["qemu-x86_64", "-cpu", chosen.cpu, *engine.command()], cwd=ROOT, env=environment)
-            entry = lock_stages(ROOT)[name]
+            done = subprocess.run(["qemu-x86_64", "-cpu", chosen.cpu, *engine.command()], cwd=ROOT, env=engine.environment())
+            entry = lock[name]
             same = done.returncode == 0 and all(
                 hash_of(scratch / "outs" / out) == md5 for out, md5 in entry_outs(entry).items()
             )
-            stale = "" if working_key(ROOT, graph[name], values) == entry_key(entry) else " (the lock is of another run)"
+            stale = "" if working_key(ROOT, graph[name], values, lock) == entry_key(entry) else " (the lock is of another run)"
             all_same &= same
             seconds = round(time.monotonic() - started)
             print(f"{name}: {'the same bytes' if same else 'OTHER bytes'} on {chosen.cpu}, {seconds} s{stale}", flush=True)

@@ -155,8 +155,10 @@ def _run(stage: str, chosen: argparse.Namespace, check: bool = False) -> subproc
 @contextmanager
 def room_of(gib: float) -> Iterator[dict[str, int]]:
     """Leaves so much of the card free; what was used of it at most is in the mapping afterwards."""
+    import torch
+
     used: dict[str, int] = {}
-    if not gib:
+    if not gib or not torch.cuda.is_available():
         yield used
         return
     holder = subprocess.Popen([sys.executable, __file__, "hold", str(gib)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

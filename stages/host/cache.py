@@ -6,19 +6,25 @@ flipped, or a file that a power cut has left short, would go into the next stage
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
-from stages.host.graph import DVC, GraphStage, entry_outs, hash_of, lock_stages
+from stages.host.graph import DVC, GraphStage, hash_of, lock_outs
+
+
+def outside_a_run() -> dict[str, str]:
+    """The caller's environment without the variables of a DVC that runs a stage: a folder's own DVC is then asked."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
 
 
 class Cache:
     """Where DVC keeps the files of a repository, by their MD5."""
 
     def __init__(self, tree: Path) -> None:
-        outside_a_run = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
-        asked = subprocess.run([*DVC, "cache", "dir"], cwd=tree, env=outside_a_run, capture_output=True, text=True)
+        asked = subprocess.run([*DVC, "cache", "dir"], cwd=tree, env=outside_a_run(), capture_output=True, text=True)
         self.tree = tree.resolve()
         self.folder = (tree / (asked.stdout.strip() or ".dvc/cache")).resolve()
 
@@ -57,10 +63,11 @@ def difference(tree: Path, path: str, md5: str, cache: Cache | None = None) -> t
     return f"{path}/{odd[0]}" if odd else path, f"is not what dvc.lock says ({found}, not {md5}): {cache.mend(path, md5)}"
 
 
-def hold_inputs_to_the_lock(tree: Path, stage: GraphStage, graph: dict[str, GraphStage]) -> None:
+def hold_inputs_to_the_lock(
+    tree: Path, stage: GraphStage, graph: Mapping[str, GraphStage], lock: Mapping[str, dict[str, Any]]
+) -> None:
     """InputError where a dep that another stage writes is not what it wrote: DVC may not have read it again."""
-    lock = lock_stages(tree)
-    written = {path: md5 for name in graph for path, md5 in entry_outs(lock.get(name, {})).items()}
+    written = lock_outs({name: entry for name, entry in lock.items() if name in graph})
     for dep in stage.deps:
         if dep in written and (found := difference(tree, dep, written[dep])):
             raise InputError(" ".join(found))

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,18 +87,23 @@ def entry_outs(entry: dict[str, Any]) -> dict[str, str]:
     return {out["path"]: out["md5"] for out in entry.get("outs", ())}
 
 
+def lock_outs(stages: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """The MD5 of each out of all these entries of dvc.lock."""
+    return {path: md5 for entry in stages.values() for path, md5 in entry_outs(entry).items()}
+
+
 def lock_keys(folder: Path) -> dict[str, str]:
     """The key of each stage's run that dvc.lock holds."""
     return {name: entry_key(entry) for name, entry in lock_stages(folder).items()}
 
 
-def working_key(folder: Path, stage: GraphStage, params: dict[str, Any]) -> str:
-    """The key of the run that this working folder would start now.
+def working_key(folder: Path, stage: GraphStage, params: dict[str, Any], lock: Mapping[str, dict[str, Any]]) -> str:
+    """The key of the run that this working folder would start now, where dvc.lock has these entries.
 
     A dep that another stage writes has the hash that dvc.lock gives it, to which the launcher has held it; any other dep is
     small and lies in the repository, and is hashed here.
     """
-    written = {path: md5 for entry in lock_stages(folder).values() for path, md5 in entry_outs(entry).items()}
+    written = lock_outs(lock)
     deps = {dep: written.get(dep) or hash_of(folder / dep) for dep in stage.deps}
     return run_key(stage.command, {name: params.get(name) for name in stage.params}, deps)
 

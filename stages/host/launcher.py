@@ -28,7 +28,7 @@ from stages.harness.run_stage import RECORD
 from stages.host import provenance
 from stages.host.cache import hold_inputs_to_the_lock
 from stages.host.engines import Job, engine, hub_stages
-from stages.host.graph import GraphStage, read_graph, working_key
+from stages.host.graph import GraphStage, lock_stages, read_graph, working_key
 
 DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 GRACE = 10  # seconds between a signal that is handed on and the end of what does not heed it
@@ -57,8 +57,9 @@ def _launch(arguments: list[str]) -> int:
 
     graph = read_graph(tree, values)
     stage = _stage_of(arguments, graph)
-    hold_inputs_to_the_lock(tree, stage, graph)
-    key = working_key(tree, stage, values)
+    entries = lock_stages(tree)
+    hold_inputs_to_the_lock(tree, stage, graph, entries)
+    key = working_key(tree, stage, values, entries)
     main_tree = Path(os.environ.get("DVC_ROOT") or tree)
     scratch_root = Path(settings.scratch) if settings.scratch else main_tree / ".dvc" / "tmp" / "mathmind"
     lock = scratch_root / stage.name / f"{key}.lock"
@@ -131,18 +132,18 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
 
 def _begin_child(launcher: int) -> None:
     """What a stage's process does before it becomes one: a background shell's jobs ignore Ctrl-C, a stage must not."""
-    die_with_parent()
-    if os.getppid() != launcher:
-        os._exit(128 + signal.SIGTERM)
+    die_with_parent(launcher)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def die_with_parent() -> None:
-    """Asks the kernel to end this process when its parent ends: a killed dvc leaves nothing running."""
+def die_with_parent(parent: int) -> None:
+    """Asks the kernel to end this process when its parent ends, and ends it where that has ended: a killed dvc leaves nothing running."""
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGTERM)
 
 
 def _die_with_callers() -> None:
@@ -150,16 +151,15 @@ def _die_with_callers() -> None:
 
     docker/run has told who called it, and who called that.
     """
-    die_with_parent()
     told = [int(number) for number in os.environ.get("MATHMIND_CALLERS", "").split()]
+    die_with_parent(told[0] if told else os.getppid())
     if not told:  # no Linux, or a caller in another namespace
         return
     dvc = None
     try:
         if told[1] and b"\0-c\0" in Path(f"/proc/{told[0]}/cmdline").read_bytes():
             dvc = os.pidfd_open(told[1])
-        orphaned = os.getppid() != told[0] or _is_adopted(os.getpid())
-        orphaned |= dvc is not None and (_parent_of(told[0]) != told[1] or _is_adopted(told[0]))
+        orphaned = _is_adopted(os.getpid()) or dvc is not None and (_parent_of(told[0]) != told[1] or _is_adopted(told[0]))
     except OSError:
         orphaned = True
     if orphaned:

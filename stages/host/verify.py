@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from ruamel.yaml.error import YAMLError
 
 from stages.harness.errors import InputError
 from stages.harness.params import read_params
-from stages.host.cache import Cache, difference
+from stages.host.cache import Cache, difference, outside_a_run
 from stages.host.differences import Difference, differences, first_value
-from stages.host.graph import DVC, GraphStage, entry_deps, entry_outs, files_of, lock_stages, parse_yaml, read_graph
+from stages.host.graph import DVC, GraphStage, entry_deps, entry_outs, files_of, lock_outs, lock_stages, parse_yaml, read_graph
 from stages.host.launcher import die_with_parent, locked, remove
 from stages.host.provenance import TIMING, read_timing
 
@@ -193,7 +194,7 @@ def _graph_of(commit: Commit, folder: Path) -> tuple[dict[str, Any], dict[str, G
 
 def _of_the_lock(commit: Commit, params: dict[str, Any], graph: dict[str, GraphStage]) -> Iterator[Finding]:
     """Where the committed lock does not fit the graph, the files committed beside it, or itself."""
-    made = {path: md5 for name in commit.lock for path, md5 in commit.outs(name).items()}
+    made = lock_outs(commit.lock)
     for name, stage in graph.items():
         entry = commit.lock.get(name)
         if entry is None:
@@ -346,16 +347,15 @@ def _dvc(folder: Path, *arguments: str, check: bool = False, holds: Sequence[int
 
     `holds` are files that it keeps open, and so the locks on them until it has ended.
     """
-    command = [*DVC, *arguments]
+    command, begin = [*DVC, *arguments], partial(die_with_parent, os.getpid())
     return subprocess.run(
-        command, cwd=folder, env=_environment(), stdout=sys.stderr, check=check, pass_fds=holds, preexec_fn=die_with_parent
+        command, cwd=folder, env=_environment(), stdout=sys.stderr, check=check, pass_fds=holds, preexec_fn=begin
     ).returncode
 
 
 def _environment() -> dict[str, str]:
     """The caller's without a run's own variables, so that the clone is a repository of its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
-    return {**kept, "MATHMIND_PYTHON": os.environ.get("MATHMIND_PYTHON", sys.executable)}
+    return {**outside_a_run(), "MATHMIND_PYTHON": os.environ.get("MATHMIND_PYTHON", sys.executable)}
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -56,6 +56,14 @@ def assert_one_sentence(done: subprocess.CompletedProcess, sentence: str) -> Non
     assert sentence in done.stdout and "Traceback" not in done.stdout
 
 
+def flip(path: Path, offset: int) -> None:
+    """One bit of a file, which DVC may hold read-only."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
 def set_dotted(values, dotted, value):
     *path, last = dotted.split(".")
     for name in path:

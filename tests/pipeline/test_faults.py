@@ -8,8 +8,10 @@ import time
 import pytest
 
 from stages.host.cache import Cache
-from stages.host.graph import entry_outs, hash_of, lock_stages
-from tests.pipeline.test_launcher import FETCH, change, copy_of_the_tree, dvc, environment, git, only, small_disk_works
+from stages.host.graph import hash_of, lock_outs, lock_stages
+from stages.host.launcher import remove
+from tests.pipeline.test_launcher import FETCH, change, copy_of, dvc, environment, git, repository_with_a_base, small_disk_works
+from tests.pipeline.test_verify import verify
 
 ROWS = "data/raw/test/rows.jsonl"
 needs_mounts = pytest.mark.skipif(not small_disk_works(), reason="no file system can be mounted here")
@@ -17,24 +19,12 @@ needs_mounts = pytest.mark.skipif(not small_disk_works(), reason="no file system
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """A repository in which fetch and a tiny base-model have run and are committed."""
-    folder = tmp_path_factory.mktemp("faults") / "original"
-    copy_of_the_tree(folder)
-    only(folder, "fetch", "base-model")
-    change(folder, fetch__sources__pretraining__rows=500, base_model__steps=3, base_model__architecture__layers=1)
-    done = dvc(folder, "repro")
-    assert done.returncode == 0, done.stderr
-    git(folder, "add", "-A")
-    git(folder, "commit", "-qm", "a base")
-    return folder
+    return repository_with_a_base(tmp_path_factory.mktemp("faults") / "original", steps=3)
 
 
 @pytest.fixture
 def place(original, tmp_path):
-    """A copy of it, cache and outs too, that a test may damage."""
-    folder = tmp_path / "place"
-    subprocess.run(["cp", "-a", str(original), str(folder)], check=True)
-    return folder
+    return copy_of(original, tmp_path / "place")
 
 
 def assert_up_to_date(folder):
@@ -43,7 +33,7 @@ def assert_up_to_date(folder):
 
 
 def outs(folder):
-    return {path: md5 for entry in lock_stages(folder).values() for path, md5 in entry_outs(entry).items()}
+    return lock_outs(lock_stages(folder))
 
 
 def assert_as_locked(folder, *paths):
@@ -77,10 +67,6 @@ def damage(path, change_of):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def remove(*paths):
-    subprocess.run(["rm", "-rf", *map(str, paths)], check=True)
-
-
 def in_own_mounts(folder, script):
     """A shell script whose mounts nobody else sees and that go with it."""
     command = ["unshare", "-rm", "bash", "-c", script]
@@ -89,11 +75,6 @@ def in_own_mounts(folder, script):
 
 def read_only(folder):
     return f'mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} && cd "$PWD"'
-
-
-def verify(folder):
-    command = [sys.executable, "-m", "stages", "verify"]
-    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
 
 
 def test_of_two_repros_at_once_one_works_and_the_other_says_so(place):
@@ -121,7 +102,7 @@ def test_a_cache_on_a_full_disk_is_said_and_keeps_no_file_under_a_wrong_name(pla
     assert "No space left on device" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert "up to date" in done.stdout.splitlines()[-1]
     assert_as_locked(place, "data/raw")
-    known = {md5 for md5 in Cache(place).parts(outs(place)["data/raw"]).values()}
+    known = set(Cache(place).parts(outs(place)["data/raw"]).values())
     for folder, wanted in (("full", None), ("mended", known)):
         files = [path for path in (place / folder / "files/md5").glob("*/*") if path.suffix not in (".tmp", ".dir")]
         assert all(hash_of(path) == path.parent.name + path.name for path in files)
@@ -196,7 +177,8 @@ def test_damage_in_the_cache_gets_into_no_stage_and_is_told_with_what_mends_it(p
     assert refused.returncode != 0 and f"docker/run: {ROWS} is not what dvc.lock says" in refused.stderr
     assert advice in refused.stderr and "Traceback" not in refused.stderr and not (place / "models/base").exists()
 
-    remove(place / "data/raw", damaged)
+    remove(place / "data/raw")
+    remove(damaged)
     assert dvc(place, "repro", "fetch").returncode == 0
     assert_as_locked(place, "data/raw")
     assert Cache(place).damaged(outs(place)["data/raw"]) == []
@@ -225,7 +207,8 @@ def test_a_damaged_list_of_a_folders_files_leaves_the_result_right_and_verify_na
     assert_as_locked(place, "data/raw")
     checked = verify(place)
     assert checked.returncode == 1 and "fetch: data/raw: is damaged in DVC's cache: remove data/raw and " in checked.stdout
-    remove(place / "data/raw", listing)
+    remove(place / "data/raw")
+    remove(listing)
     assert dvc(place, "repro", "fetch").returncode == 0
     assert_as_locked(place, "data/raw")
     assert Cache(place).damaged(outs(place)["data/raw"]) == []

@@ -101,6 +101,24 @@ def dvc(folder, *arguments, **more):
         return subprocess.CompletedProcess(command, done.returncode, output.read(), errors.read())
 
 
+def repository_with_a_base(folder, steps):
+    """A repository in which fetch and a base-model of so few steps have run and are committed."""
+    copy_of_the_tree(folder)
+    only(folder, "fetch", "base-model")
+    change(folder, fetch__sources__pretraining__rows=500, base_model__steps=steps, base_model__architecture__layers=1)
+    done = dvc(folder, "repro")
+    assert done.returncode == 0, done.stderr
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "a base")
+    return folder
+
+
+def copy_of(repository, folder):
+    """A copy of it, cache and outs too, that a test may damage."""
+    subprocess.run(["cp", "-a", str(repository), str(folder)], check=True)
+    return folder
+
+
 def scratch(folder):
     """What is left below the scratch folder, locks apart."""
     found = (folder / ".dvc/tmp/mathmind").rglob("*")

@@ -13,6 +13,7 @@ from stages.corpus.marks import TEXT_END, TURN_END
 from stages.harness.jsonl import read_rows
 from stages.training.checkpoints import SEAL
 from tests.imports import ROOT
+from tests.pipeline.conftest import flip
 
 REWARDS = ("match_format_exactly", "match_format_approximately", "check_exact_answer")
 
@@ -255,9 +256,7 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_bytes(s
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt"])
 def test_a_damaged_checkpoint_is_told_and_left_out(small, killed, name):
     damaged = small / "killed/checkpoints/checkpoint-10" / name
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
+    flip(damaged, damaged.stat().st_size // 2)
     assert "checkpoint-10 is not as it was written: it is left out" in resume(small, killed)
 
 

@@ -11,33 +11,21 @@ import pytest
 from stages.host.differences import Difference
 from stages.host.graph import hash_of, lock_stages
 from stages.host.verify import CLOSE, DIFFERENT, SAME, Finding, Verdict
-from tests.pipeline.test_launcher import change, copy_of_the_tree, dvc, environment, git, only
+from tests.pipeline.conftest import flip
+from tests.pipeline.test_launcher import copy_of, dvc, environment, git, repository_with_a_base
 
-SMALL = {"fetch__sources__pretraining__rows": 500, "base_model__steps": 25, "base_model__architecture__layers": 1}
 WEIGHTS = "models/base/model.safetensors"
 CURVE = "results/plots/base-model.csv"
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """A repository in which fetch and a small base-model have run and are committed."""
-    folder = tmp_path_factory.mktemp("verify") / "original"
-    copy_of_the_tree(folder)
-    only(folder, "fetch", "base-model")
-    change(folder, **SMALL)
-    done = dvc(folder, "repro")
-    assert done.returncode == 0, done.stderr
-    git(folder, "add", "-A")
-    git(folder, "commit", "-qm", "a base")
-    return folder
+    return repository_with_a_base(tmp_path_factory.mktemp("verify") / "original", steps=25)
 
 
 @pytest.fixture
 def place(original, tmp_path):
-    """A copy of it, cache and outs too, that a test may damage."""
-    folder = tmp_path / "place"
-    subprocess.run(["cp", "-a", str(original), str(folder)], check=True)
-    return folder
+    return copy_of(original, tmp_path / "place")
 
 
 def command(*arguments):
@@ -51,14 +39,6 @@ def verify(folder, *arguments):
 def commit(folder):
     git(folder, "add", "-A")
     git(folder, "commit", "-qm", "changed")
-
-
-def flip(path: Path, offset: int) -> None:
-    """One bit of a file, which DVC may hold read-only."""
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(content)
 
 
 def test_what_is_committed_is_rebuilt_twice_to_the_same_bytes_and_the_clones_go(place):

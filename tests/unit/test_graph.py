@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from stages.harness.params import STAGES, read_params, section_of
-from stages.host.graph import hash_of, read_graph, read_yaml, working_key
+from stages.host.graph import hash_of, lock_stages, read_graph, read_yaml, working_key
 from tests.imports import ROOT, all_modules, imported_by, needed_by
 
 PARAMS = read_params(ROOT / "params.yaml")
 GRAPH = read_graph(ROOT, PARAMS)
+LOCK = lock_stages(ROOT)
 ROOMS = ("corpus", "training", "inference", "scoring")
 
 
@@ -101,11 +102,11 @@ def test_dvc_resolves_the_graph_as_we_do():
 
 def test_the_key_of_a_run_follows_what_it_is_made_of_and_not_how_it_is_run():
     stage = GRAPH["fetch"]
-    key = working_key(ROOT, stage, PARAMS)
-    assert working_key(ROOT, stage, {**PARAMS, "run": {}}) == key
-    assert working_key(ROOT, stage, {**PARAMS, "seed": PARAMS["seed"] + 1}) != key
-    assert working_key(ROOT, replace(stage, deps=stage.deps[1:]), PARAMS) != key
-    assert working_key(ROOT, replace(stage, command=stage.command + " --more x"), PARAMS) != key
+    key = working_key(ROOT, stage, PARAMS, LOCK)
+    assert working_key(ROOT, stage, {**PARAMS, "run": {}}, LOCK) == key
+    assert working_key(ROOT, stage, {**PARAMS, "seed": PARAMS["seed"] + 1}, LOCK) != key
+    assert working_key(ROOT, replace(stage, deps=stage.deps[1:]), PARAMS, LOCK) != key
+    assert working_key(ROOT, replace(stage, command=stage.command + " --more x"), PARAMS, LOCK) != key
 
 
 def test_a_folder_s_hash_is_the_one_that_dvc_gives_it(tmp_path):
