@@ -56,8 +56,7 @@ def teach(folder: Path, base_url: str | None, concurrency: int, limit: int | Non
     kept = read_replies(folder / FOLDER)
     part = folder / PART
     part.parent.mkdir(parents=True, exist_ok=True)
-    if part.is_file():
-        kept |= {row["request"]: row for row in read_rows(part)}
+    kept |= _replies_in(part)
     requests = needed_requests(folder)
     missing = [key for key in requests if key not in kept][:limit]
     new: list[Row] = []
@@ -65,7 +64,7 @@ def teach(folder: Path, base_url: str | None, concurrency: int, limit: int | Non
         for row in _ask({key: requests[key] for key in missing}, base_url, concurrency, _writer(part)):
             new.append(row)
     finally:
-        kept |= {row["request"]: row for row in new}
+        kept |= _replies_in(part)  # after an error too those that were still under way
         if kept:
             _write(folder, kept)
             part.unlink(missing_ok=True)
@@ -95,6 +94,14 @@ def needed_requests(folder: Path) -> dict[str, Row]:
 
 class _Taught(StageParams, extra="ignore"):
     teacher: Teacher
+
+
+def _replies_in(part: Path) -> dict[str, Row]:
+    """The replies that a run kept, by key; what a full disk or a kill left of a last line is cut off."""
+    if not part.is_file():
+        return {}
+    os.truncate(part, part.read_bytes().rfind(b"\n") + 1)
+    return {row["request"]: row for row in read_rows(part)}
 
 
 def _writer(part: Path) -> Callable[[Row], None]:

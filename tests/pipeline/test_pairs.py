@@ -178,8 +178,8 @@ def serving(model, log):
 def in_the_way(address, faults):
     """A relay to `address` that answers so many requests with faults before it lets the others through.
 
-    faults: (status, headers) in the order in which requests meet them; a status of 0 cuts the line. Yields its address and
-    the list of what it answered.
+    faults: (status, headers) in the order in which requests meet them, with the seconds by which an answer is late if a third
+    is given; a status of 0 cuts the line. Yields its address and the list of what it answered.
     """
     left, answered, one_at_a_time = list(faults), [], Lock()
 
@@ -187,8 +187,10 @@ def in_the_way(address, faults):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             with one_at_a_time:
-                status, headers = left.pop(0) if left else (200, {})
+                status, headers, *late = left.pop(0) if left else (200, {})
                 answered.append(status)
+            for seconds in late:
+                time.sleep(seconds)
             if status == 0:
                 self.close_connection = True
                 return self.connection.shutdown(socket.SHUT_RDWR)
@@ -289,6 +291,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(school, gguf, tmp_path):
         started.kill()
         started.communicate()
         had = part.read_bytes().count(b"\n")
+        part.open("a").write('{"request": "cut off')
         done = teaching(school, address)
         assert done.returncode == 0, done.stdout
     assert f"{QUESTIONS - had} asked, {had} had" in done.stdout
@@ -313,12 +316,12 @@ def test_passing_faults_are_waited_out(school, gguf, tmp_path):
 
 
 def test_a_fault_that_stays_is_one_sentence_and_loses_no_reply(school, gguf, tmp_path):
-    stays = [(200, {})] * 5 + [(429, {"retry-after-ms": "10"})] * 100
+    stays = [(200, {})] * 4 + [(200, {}, 2)] + [(429, {"retry-after-ms": "10"})] * 100
     with serving(gguf, tmp_path / "server.log") as address:
         with in_the_way(address, stays) as (relay, answered):
             done = teaching(school, relay)
         assert done.returncode == 2 and "answers 429 to request" in done.stdout and "Traceback" not in done.stdout
-        assert answered.count(429) >= 7 and len(replies(school)) == 5  # asked six times more
+        assert answered.count(429) >= 7 and len(replies(school)) == 5  # the late one too; asked six times more
         assert f"{QUESTIONS - 5} asked, 5 had" in teaching(school, address).stdout
 
 
