@@ -9,7 +9,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ from stages.harness.errors import InputError
 from stages.harness.jsonl import write_json, write_rows
 from stages.harness.params import StageParams
 
+Name = Annotated[str, Field(pattern=r"^[\w-]+$")]  # it becomes a folder's
 FIRST_ROWS = 100  # a source is refused where none of them is of its schema
 
 
@@ -47,7 +48,7 @@ class Params(StageParams):
     pretraining_steps: dict[int, float]  # the same, in what the base model reads
     documents: dict[str, float]  # share of each kind of document in what the base model reads
     careless: float = Field(ge=0, le=1)  # share of the solutions in there that add in the last step where they must not
-    sources: dict[str, Source]
+    sources: dict[Name, Source]
 
 
 def run(p: Params, *, sources_lock: Path, local_files: Path, checkpoints: Path, out: Path) -> None:

@@ -95,7 +95,7 @@ def _launch(arguments: list[str]) -> int:
         record = read_json(job.scratch / RECORD)
         _move_into_place({job.scratch / "outs" / out: tree / out for out in stage.outs})
         provenance.write_timing(
-            tree, stage.name, job.image, key, settings, record, pinned=chosen.pinned, image_id=chosen.image_id
+            tree, stage.name, job.image, key, settings, record, gpus=job.gpus, pinned=chosen.pinned, image_id=chosen.image_id
         )
         shutil.rmtree(job.scratch)
     print(f"{stage.name}: wrote {', '.join(stage.outs)} in {record['seconds']:.1f} s", flush=True)

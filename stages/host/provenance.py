@@ -25,6 +25,7 @@ def write_timing(
     settings: Run,
     measured: dict[str, Any],
     *,
+    gpus: list[str],
     pinned: bool,
     image_id: str | None,
 ) -> None:
@@ -44,7 +45,7 @@ def write_timing(
         "image_id": image_id,
         "recipe": recipe(tree, image),
         "pinned": pinned and "unpinned" not in measured,
-        "machine": machine(),
+        "machine": machine(gpus),
     })  # fmt: skip
 
 
@@ -82,17 +83,15 @@ def differing_versions(lock: Path) -> list[str]:
     )
 
 
-def machine() -> dict[str, Any]:
-    """The hardware as far as it can shape bits or speed, never the host's name."""
+def machine(gpus: list[str]) -> dict[str, Any]:
+    """The hardware as far as it can shape bits or speed, with these of its GPUs, never the host's name."""
     described: dict[str, Any] = {"architecture": platform.machine(), "cpu": platform.processor() or "unknown"}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         first = dict(re.findall(r"^(model name|flags)\s*: (.*)$", cpuinfo.read_text().split("\n\n")[0], re.MULTILINE))
         described["cpu"] = first.get("model name", described["cpu"])
         described["cpu_flags"] = hashlib.sha256(first.get("flags", "").encode()).hexdigest()[:16]
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-            query.append(f"--id={visible}")
+    if gpus and shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", f"--id={','.join(gpus)}"]
         described["gpus"] = subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()
     return described

@@ -41,6 +41,7 @@ CASES = [
     ({"fetch__sources__test": local(f"{COMMAND}.jsonl")}, "fetch", None),
     ({"fetch__sources__rl": hub(COMMAND)}, "fetch", "params/sources.lock.yaml pins no commit of "),
     ({"base_model__repo": COMMAND, "base_model__kind": "hub"}, "base-model", "params/sources.lock.yaml pins no commit of "),
+    ({"fetch__sources": {"../../escaped": local("mine.jsonl")}}, "fetch", "fetch.sources.../../escaped"),
     ({"tracking__project": COMMAND}, "fetch", None),
     ({"profile": COMMAND}, "fetch", None),
 ]

@@ -10,7 +10,7 @@ from tests.imports import ROOT
 def level(tree, measured: dict) -> str:
     params = ROOT / "params/scratch-gpu.yaml"
     (tree / "docker").symlink_to(ROOT / "docker")
-    write_timing(tree, "grpo", "train", "key", section(params, read_params(params), "run", Run), measured, pinned=True, image_id=None)
+    write_timing(tree, "grpo", "train", "key", section(params, read_params(params), "run", Run), measured, gpus=[], pinned=True, image_id=None)
     return json.loads((tree / "results/timing/grpo.json").read_text())["level"]
 
 
