@@ -4,7 +4,8 @@
 
 A round is a fresh clone of HEAD with an empty cache. `dvc repro` starts; after a time drawn by chance (log-uniform, so that most
 are short and some outlast the longest stage) SIGINT, SIGTERM or SIGKILL goes to dvc, to dvc's process group (as a terminal's Ctrl-C does),
-to the launcher or to the stage; everything must end; `dvc repro` starts again. Once it ends well, dvc.lock, metrics.json and every other
+to the launcher or to the stage; everything must end; `dvc repro` starts again. (DVC itself ignores a SIGINT that meets it alone
+while a stage runs, and the run must go on as if there had been none.) Once it ends well, dvc.lock, metrics.json and every other
 committed result must be as committed, byte for byte, no process may be left, nothing below the scratch folder, and no half-moved
 out. Rounds follow until so many kills are done, and the last round runs to its end.
 """
@@ -48,7 +49,7 @@ class Kill:
     signal: str
     target: str
     stage: str  # that was running; "" between two
-    ended: float  # seconds until no process was left
+    ended: float | None  # seconds until no process was left; None where DVC ignored it
 
 
 def main() -> None:
@@ -74,7 +75,8 @@ def main() -> None:
         "rounds": kills[-1].round,
         "seconds": round(time.monotonic() - started),
         "faults": faults,
-        "slowest_end": max(kill.ended for kill in kills),
+        "ignored": sum(kill.ended is None for kill in kills),
+        "slowest_end": max(kill.ended for kill in kills if kill.ended is not None),
     }
     if chosen.json:
         chosen.json.write_text(json.dumps(figures | {"all": [asdict(kill) for kill in kills]}, indent=2) + "\n")
@@ -90,23 +92,28 @@ def run(clone: Path, number: int, draw: random.Random, left: int, kills: list[Ki
         dvc = subprocess.Popen(
             [*DVC, "repro"], cwd=clone, env=environment, stdout=file, stderr=file, process_group=0, preexec_fn=heed_ctrl_c
         )
-    after = math.exp(draw.uniform(math.log(SHORTEST), math.log(LONGEST))) if left else None
-    name, signal_name = draw.choice(list(TARGETS)), draw.choice(SIGNALS)
-    try:
-        status = dvc.wait(after)
-    except subprocess.TimeoutExpired:
+    while True:
+        after = math.exp(draw.uniform(math.log(SHORTEST), math.log(LONGEST))) if left else None
+        name, signal_name = draw.choice(list(TARGETS)), draw.choice(SIGNALS)
+        try:
+            status = dvc.wait(after)
+            break
+        except subprocess.TimeoutExpired:
+            pass
         family = psutil.Process(dvc.pid).children(recursive=True)
         lines = {process: command_of(process) for process in family}
         stage = next((line[line.index(TARGETS["stage"]) + 1] for line in lines.values() if TARGETS["stage"] in line), "")
         chosen = next((process for process, line in lines.items() if TARGETS[name] in line), None)
         name = name if chosen or name == "dvc's group" else "dvc"
+        ignored = name == "dvc" and signal_name == "SIGINT" and ignores_interrupts(dvc)
         send = os.killpg if name == "dvc's group" else os.kill
         send(chosen.pid if chosen else dvc.pid, getattr(signal, signal_name))
-        kill = Kill(number, round(after, 2), signal_name, name, stage, await_end(dvc, family))
-        kills.append(kill)
-        if math.isnan(kill.ended):
-            sys.exit(f"after {PATIENCE:.0f} s not all had ended: {kill}: {[command_of(process) for process in family]}")
-        return False
+        kills.append(Kill(number, round(after, 2), signal_name, name, stage, None if ignored else await_end(dvc, family)))
+        left -= 1
+        if not ignored:
+            if math.isnan(kills[-1].ended):
+                sys.exit(f"after {PATIENCE:.0f} s not all had ended: {kills[-1]}: {[command_of(process) for process in family]}")
+            return False
     if status:  # nobody killed this one: it refused to go on from what the last kill left
         sys.exit(f"dvc repro ended with {status} after {kills[-1:]}: {log.read_text()[-500:]}")
     return True
@@ -115,6 +122,12 @@ def run(clone: Path, number: int, draw: random.Random, left: int, kills: list[Ki
 def heed_ctrl_c() -> None:
     """A shell's background jobs ignore it, and hand that down."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def ignores_interrupts(process: subprocess.Popen) -> bool:
+    """While a stage runs, DVC leaves a Ctrl-C to it (dvc/stage/run.py)."""
+    ignored = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if line.startswith("SigIgn:"))
+    return bool(int(ignored.split()[1], 16) >> (signal.SIGINT - 1) & 1)
 
 
 def command_of(process: psutil.Process) -> list[str]:
