@@ -143,10 +143,10 @@ def verify(tree: Path, stages: Sequence[str] = (), *, twice: bool = False, engin
     if findings:
         return Verdict(commit.id, chosen, (), tuple(findings))
 
-    clones = []
-    for number in (1, 2) if twice else (1,):
-        clones.append(tree / SCRATCH / "-".join([commit.id[:12], *sorted(stages), *([engine] if engine else []), str(number)]))
-        _rebuild(commit, clones[-1], stages, engine)
+    asked = hashlib.sha256(json.dumps([sorted(stages), engine]).encode()).hexdigest()[:8]  # all stages' names are too long for a path
+    clones = [tree / SCRATCH / f"{commit.id[:12]}-{asked}-{number}" for number in ((1, 2) if twice else (1,))]
+    for clone in clones:
+        _rebuild(commit, clone, stages, engine)
     made = [_made_in(clone) for clone in clones]
     findings = [finding for name in chosen for clone, outs in zip(clones, made) for finding in _of_the_stage(commit, name, clone, outs[name])]
     if twice:

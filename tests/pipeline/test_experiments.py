@@ -1,4 +1,4 @@
-"""DVC's own experiments through docker/run: in a temporary copy, in a queue with two workers, each with its record."""
+"""DVC's own experiments through docker/run: in a temporary copy with its record, and the queued seeds of `mathmind seeds`."""
 
 import json
 import subprocess
@@ -41,20 +41,6 @@ def test_a_learning_rate_in_powers_of_ten_arrives_as_a_number(committed):
 
     params = YAML(typ="safe").load(git(committed, "show", f"{experiments(committed)['rate']}:params.yaml"))
     assert params["grpo"]["lr"] == 1e-5
-
-
-def test_a_sweep_runs_in_a_queue_with_two_workers(committed):
-    done = dvc(committed, "exp", "run", "--queue", "-S", "fetch.sources.chat.rows=130,140", "fetch")
-    assert done.returncode == 0, done.stderr
-    dvc(committed, "queue", "start", "-j", "2")
-    try:
-        deadline = time.monotonic() + 400
-        while len(found := experiments(committed)) < 2 and time.monotonic() < deadline:
-            time.sleep(1)
-        locks = "".join(git(committed, "show", f"{commit}:dvc.lock") for commit in found.values())
-        assert "rows: 130" in locks and "rows: 140" in locks, dvc(committed, "queue", "status").stdout
-    finally:
-        dvc(committed, "queue", "stop", "--kill")
 
 
 def test_seeds_are_queued_once_and_their_scores_collected(clone):  # noqa: F811
