@@ -8,6 +8,7 @@ ways and says which.
 import math
 import random
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,7 @@ from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, write_json
 from stages.harness.params import StageParams
 from stages.harness.progress import progress
+from stages.training import checkpoints as kept
 from stages.training.curves import Curve
 
 PAD = "<|pad|>"
@@ -69,6 +71,7 @@ class Params(StageParams):
     lr: float = Field(gt=0)
     decay_share: float = Field(ge=0, le=1)  # of the steps, at the end, over which the rate falls to nothing
     weight_decay: float = Field(ge=0)
+    save_every: int = Field(multiple_of=NOTE_EVERY)  # steps; a killed run goes on from there
 
 
 def run(p: Params, *, raw: Path, sources_lock: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
@@ -82,7 +85,7 @@ def run(p: Params, *, raw: Path, sources_lock: Path, checkpoints: Path, out: Pat
         take(pinned_model(sources_lock, p.repo), checkpoints, out)
         Curve().write(out_curve)
     else:
-        pretrain(p, raw, out).write(out_curve)
+        pretrain(p, raw, checkpoints, out).write(out_curve)
 
 
 def take(source: Snapshot, half: Path, out: Path) -> None:
@@ -130,7 +133,7 @@ def _complete(tokenizer, source: Snapshot, vocab: int) -> None:
         tokenizer.add_special_tokens({"pad_token": PAD})
 
 
-def pretrain(p: Params, raw: Path, out: Path) -> Curve:
+def pretrain(p: Params, raw: Path, checkpoints: Path, out: Path) -> Curve:
     """Trains tokenizer and model, writes their folder and returns the loss curve."""
     if p.max_length > p.architecture.positions:
         raise InputError(
@@ -154,12 +157,20 @@ def pretrain(p: Params, raw: Path, out: Path) -> Curve:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=p.lr, betas=BETAS, weight_decay=p.weight_decay, fused=True
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, p.steps, p.decay_share))
-    curve, tokens, running = Curve(), 0, []
+    curve, tokens, done, running = Curve(), 0, 0, []
+    if checkpoint := kept.last_whole_checkpoint(checkpoints):
+        told = kept.load(Path(checkpoint), model, optimizer)
+        tokens, done = told["tokens"], told["done"]
+        for row in told["curve"]:
+            curve.add(**row)
     batches = in_random_order(rows, p.per_device_batch, p.seed)
     with progress("base-model", p.steps) as advance:
-        for step in range(1, p.steps + 1):
-            batch = as_tensors(next(batches), tokenizer.token_to_id(PAD))
+        advance(done)
+        for step, rows_of_step in islice(enumerate(batches, 1), done, p.steps):
+            rate = p.lr * rate_share(step - 1, p.steps, p.decay_share)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            batch = as_tensors(rows_of_step, tokenizer.token_to_id(PAD))
             tokens += int((batch[2] > 0).sum())
             ids, positions, weights = (part.to(device) for part in batch)
             with torch.autocast(device.type, torch.bfloat16, enabled=p.precision == "bf16"):
@@ -173,9 +184,11 @@ def pretrain(p: Params, raw: Path, out: Path) -> Curve:
             shown = {}
             if step % NOTE_EVERY == 0 or step == p.steps:  # only here is a GPU waited for
                 shown = {"loss": sum(part.item() for part in running) / len(running)}
-                curve.add(step, **shown, lr=schedule.get_last_lr()[0])
+                curve.add(step, **shown, lr=rate)
                 running = []
-            schedule.step()
+            if step % p.save_every == 0:
+                curve_so_far = [{"step": step, **row} for step, row in curve.rows.items()]
+                kept.save(checkpoints, step, model, optimizer, {"done": step, "tokens": tokens, "curve": curve_so_far})
             advance(**shown)
 
     stop_ids = [tokenizer.token_to_id(token) for token in reversed(STOP_TOKENS)]

@@ -4,11 +4,13 @@ import hashlib
 import shutil
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, write_json
 
 SEAL = "sha256.json"  # of every file of the checkpoint beside it
+WEIGHTS, OPTIMIZER, TOLD = "model.safetensors", "optimizer.safetensors", "told.json"
 
 
 def sealer():
@@ -17,10 +19,41 @@ def sealer():
 
     class Sealer(TrainerCallback):
         def on_save(self, args, state, control, **_):
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_json(folder / SEAL, _hashes(folder))
+            _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Sealer()
+
+
+def save(checkpoints: Path, step: int, model, optimizer, told: dict[str, Any]) -> None:
+    """Writes and seals the checkpoint of a loop of our own, and removes those before it.
+
+    `told` is what else the loop goes on from, as JSON, whose numbers come back to the last bit.
+    """
+    from safetensors.torch import save_file, save_model
+
+    folder = checkpoints / f"checkpoint-{step}"
+    folder.mkdir()
+    save_model(model, str(folder / WEIGHTS))
+    state = optimizer.state_dict()["state"]
+    save_file({f"{place}.{name}": value for place, part in state.items() for name, value in part.items()}, folder / OPTIMIZER)
+    write_json(folder / TOLD, told)
+    _seal(folder)
+    for other in checkpoints.glob("checkpoint-*"):
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def load(folder: Path, model, optimizer) -> dict[str, Any]:
+    """Brings model and optimizer back to where `save` found them and returns what was told."""
+    from safetensors.torch import load_file, load_model
+
+    load_model(model, folder / WEIGHTS)
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in load_file(folder / OPTIMIZER).items():
+        place, name = key.split(".")
+        state.setdefault(int(place), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return read_json(folder / TOLD)
 
 
 def last_whole_checkpoint(checkpoints: Path) -> str | None:
@@ -35,6 +68,10 @@ def last_whole_checkpoint(checkpoints: Path) -> str | None:
         print(f"{folder.name} is not as it was written: it is left out", flush=True)
         shutil.rmtree(folder)
     return str(whole[-1]) if whole else None
+
+
+def _seal(folder: Path) -> None:
+    write_json(folder / SEAL, _hashes(folder))
 
 
 def _is_whole(folder: Path) -> bool:

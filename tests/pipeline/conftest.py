@@ -27,6 +27,7 @@ CHANGES = {
     "base_model.architecture.layers": 2,
     "base_model.steps": 400,
     "base_model.lr": 0.003,
+    "base_model.save_every": 100,
     "prepare_mix.sft_rows": 100,
     "prepare_mix.grpo_reasoning_rows": 20,
     "preference_pairs.questions": 60,

@@ -223,41 +223,56 @@ def test_a_second_run_writes_the_same_bytes(small, stage, inputs):
         assert (small / f"{again}.csv").read_bytes() == (small / f"{stage}.csv").read_bytes()
 
 
+RESUMED = {  # a stage: its inputs, its outs' name in the small run, and its second checkpoint
+    "base-model": ({"raw": "raw", "sources_lock": "params.yaml"}, "base", "checkpoint-200"),
+    "qlora": ({"base": "base", "mix": "mix"}, "qlora", "checkpoint-10"),
+}
+
+
 @pytest.fixture
-def killed(small, request):
-    """Paths of a run of qlora that was killed as soon as its second checkpoint had this file; none of its outs is there."""
-    paths = {"base": "base", "mix": "mix", "out": "resumed", "out_curve": "resumed.csv", "scratch": "killed"}
-    started = small.start("qlora", **paths)
-    while not (small / "killed/checkpoints/checkpoint-10" / request.param).exists() and started.poll() is None:
-        time.sleep(0.02)
-    started.send_signal(signal.SIGKILL)
-    started.communicate()
-    assert not (small / "resumed").exists()
-    yield paths
+def kill_at_second_checkpoint(small):
+    """Kills a stage as soon as its second checkpoint has a file; none of its outs is there."""
+    yield lambda stage, file: kill(small, stage, file)
     for path in ("killed", "resumed"):
         shutil.rmtree(small / path)
 
 
-def resume(small, paths) -> str:
+def kill(small, stage, file):
+    inputs, _, second = RESUMED[stage]
+    started = small.start(stage, **inputs, out="resumed", out_curve="resumed.csv", scratch="killed")
+    while not (small / "killed/checkpoints" / second / file).exists() and started.poll() is None:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGKILL)
+    started.communicate()
+    assert not (small / "resumed").exists()
+
+
+def resume(small, stage) -> str:
     """Runs it again; what it said, once it has ended with the bytes of an undisturbed run."""
-    done = small.run("qlora", **paths)
+    inputs, name, _ = RESUMED[stage]
+    done = small.run(stage, **inputs, out="resumed", out_curve="resumed.csv", scratch="killed")
     assert done.returncode == 0, done.stdout
-    assert digest(small / "resumed") == digest(small / "qlora")
-    assert (small / "resumed.csv").read_bytes() == (small / "qlora.csv").read_bytes()
+    assert digest(small / "resumed") == digest(small / name)
+    assert (small / "resumed.csv").read_bytes() == (small / f"{name}.csv").read_bytes()
     return done.stdout
 
 
-@pytest.mark.parametrize("killed", ["", SEAL], indirect=True, ids=["half written", "whole"])
-def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_bytes(small, killed):
-    resume(small, killed)
+@pytest.mark.parametrize("file", ["", SEAL], ids=["half written", "whole"])
+@pytest.mark.parametrize("stage", RESUMED)
+def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_bytes(kill_at_second_checkpoint, small, stage, file):
+    kill_at_second_checkpoint(stage, file)
+    resume(small, stage)
 
 
-@pytest.mark.parametrize("killed", [SEAL], indirect=True)
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt"])
-def test_a_damaged_checkpoint_is_told_and_left_out(small, killed, name):
-    damaged = small / "killed/checkpoints/checkpoint-10" / name
+@pytest.mark.parametrize(("stage", "name"), [
+    ("base-model", "model.safetensors"), ("base-model", "told.json"), ("qlora", "adapter_model.safetensors"), ("qlora", "optimizer.pt"),
+])  # fmt: skip
+def test_a_damaged_checkpoint_is_told_and_left_out(kill_at_second_checkpoint, small, stage, name):
+    kill_at_second_checkpoint(stage, SEAL)
+    second = RESUMED[stage][2]
+    damaged = small / "killed/checkpoints" / second / name
     flip(damaged, damaged.stat().st_size // 2)
-    assert "checkpoint-10 is not as it was written: it is left out" in resume(small, killed)
+    assert f"{second} is not as it was written: it is left out" in resume(small, stage)
 
 
 def test_sft_ends_at_the_first_look_that_finds_the_form_and_else_takes_all_its_steps(small):
