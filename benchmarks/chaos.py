@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=lambda text: Path(text).absolute())
     chosen = parser.parse_args()
-    draw, kills, faults = random.Random(chosen.seed), [], []
+    draw, kills, fixes, faults = random.Random(chosen.seed), [], [], []
     started = time.monotonic()
     while len(kills) < chosen.kills:
         number = 1 + (kills[-1].round if kills else 0)
@@ -66,7 +66,7 @@ def main() -> None:
             clone = Path(folder) / "clone"
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
             (clone / "metrics.json").unlink()  # or DVC would leave compare out, where all that it reads came out as committed
-            while not run(clone, number, draw, chosen.kills - len(kills), kills):
+            while not run(clone, number, draw, chosen.kills - len(kills), kills, fixes):
                 pass
             faults += [f"round {number}: {fault}" for fault in left_behind(clone)]
             print(f"round {number}: done after {len(kills)} kills, {len(faults)} faults so far", flush=True)
@@ -75,6 +75,7 @@ def main() -> None:
         "rounds": kills[-1].round,
         "seconds": round(time.monotonic() - started),
         "faults": faults,
+        "mended": fixes,  # DVC writes two of its files in place
         "ignored": sum(kill.ended is None for kill in kills),
         "slowest_end": max(kill.ended for kill in kills if kill.ended is not None),
     }
@@ -84,8 +85,8 @@ def main() -> None:
     sys.exit(1 if figures["faults"] else 0)
 
 
-def run(clone: Path, number: int, draw: random.Random, left: int, kills: list[Kill]) -> bool:
-    """One `dvc repro`, killed after a while if any kills are left; whether it ended well."""
+def run(clone: Path, number: int, draw: random.Random, left: int, kills: list[Kill], fixes: list[str]) -> bool:
+    """One `dvc repro`, killed after a while if any kills are left; whether it ended well. Adds its kills, and what had to be mended."""
     log = clone.parent / "dvc.log"
     environment = {**os.environ, "MATHMIND_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
     with log.open("w") as file:
@@ -115,8 +116,20 @@ def run(clone: Path, number: int, draw: random.Random, left: int, kills: list[Ki
                 sys.exit(f"after {PATIENCE:.0f} s not all had ended: {kills[-1]}: {[command_of(process) for process in family]}")
             return False
     if status:  # nobody killed this one: it refused to go on from what the last kill left
-        sys.exit(f"dvc repro ended with {status} after {kills[-1:]}: {log.read_text()[-500:]}")
-    return True
+        refused = f"dvc repro ended with {status} after {kills[-1:]}: {log.read_text()[-500:]}"
+        print(refused, flush=True)
+        fixes.append(mend(clone) or sys.exit("mathmind doctor has no help for that"))
+    return not status
+
+
+def mend(clone: Path) -> str | None:
+    """Does what `mathmind doctor` says where a kill has cut off a file that DVC was writing; what that was."""
+    asked = subprocess.run([sys.executable, "-m", "stages", "doctor", "--json"], cwd=clone, capture_output=True, text=True)
+    found = json.loads(asked.stdout)[0]
+    if found["state"] == "ok":
+        return None
+    subprocess.run(found["fix"], shell=True, cwd=clone, check=True)
+    return found["fix"]
 
 
 def heed_ctrl_c() -> None:

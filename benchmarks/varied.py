@@ -1,11 +1,11 @@
 """`mathmind verify` where everything differs that must not matter: do the committed bytes come out?
 
-    python benchmarks/varied.py --cores 1 --user other [--engine docker] [--json FILE]
+    python benchmarks/varied.py --cpus 0 --user other [--engine docker] [--json FILE]
     python benchmarks/varied.py --narrowed --json FILE
 
 A clone of HEAD at another path, which has a space and a letter that is no ASCII, is verified with another HOME, locale, time zone
-and umask; on so many of the cores (in containers: those that the engine may use, as its daemon was started), as another user where
-root asks for one, who must be able to read this folder and its Python, and for docker be of its group. With --narrowed,
+and umask; on these cores alone (in docker those that its daemon was started on), as another user where root asks for one, who must be
+able to read this folder and its Python, and for docker be of its group. With --narrowed,
 `run.unpinned` lets in variables that hold the libraries to fewer instructions than docker/determinism.env does, and each stage is
 made from the committed inputs in DVC's cache, so that each says for itself whether its bytes follow from them.
 """
@@ -44,7 +44,7 @@ NARROWED = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--engine", choices=["native", "docker", "podman"], default="native")
-    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    parser.add_argument("--cpus", type=lambda text: {int(part) for part in text.split(",")}, default=os.sched_getaffinity(0))
     parser.add_argument("--user")
     parser.add_argument("--narrowed", action="store_true")
     parser.add_argument("--json", type=lambda text: Path(text).absolute())
@@ -66,14 +66,14 @@ def main() -> None:
             [sys.executable, "-m", "stages", "verify", "--json", "--engine", chosen.engine, *more],
             cwd=place, env=environment, umask=UMASK, stdout=subprocess.PIPE, text=True, user=user and user.pw_uid,
             group=user and user.pw_gid, extra_groups=user and os.getgrouplist(user.pw_name, user.pw_gid),
-            preexec_fn=partial(os.sched_setaffinity, 0, range(chosen.cores)),
+            preexec_fn=partial(os.sched_setaffinity, 0, chosen.cpus),
         )  # fmt: skip
     if done.returncode not in (0, 1, 3):
         sys.exit(f"verify ended with {done.returncode}, its words stand above: {done.stdout[-500:]}")
     verdict = json.loads(done.stdout[done.stdout.index("{\n") :])
     figures = {
         "engine": chosen.engine,
-        "cores": chosen.cores,
+        "cores": len(chosen.cpus),
         "user": "another" if user else "the same",
         "umask": f"{UMASK:03o}",
         **varied,

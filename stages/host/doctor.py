@@ -1,5 +1,6 @@
 """`mathmind doctor`: is all here that the profile in params.yaml needs, and what mends it where not."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from stages.corpus.sources_lock import Pinned, read_lock
 from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params, section
 from stages.host.engines import find_image, hub_stages
+from stages.host.graph import parse_yaml
 from stages.host.hub_sources import LOCK, HubSource, hub_sources, in_words
 from stages.host.provenance import differing_versions, recipe
 
@@ -58,6 +60,7 @@ def examine(tree: Path) -> list[Finding]:
     images = sorted(set(values["images"].values()))
     gpus = _gpus()
     return [
+        _dvcs_own_files(tree),
         _packages(tree, images, settings),
         *(_engine(name, settings) for name in ("docker", "podman")),
         *(_image(tree, name, settings) for name in images),
@@ -70,6 +73,23 @@ def examine(tree: Path) -> list[Finding]:
 def as_json(findings: list[Finding]) -> list[dict[str, Any]]:
     """The findings as plain mappings."""
     return [asdict(finding) for finding in findings]
+
+
+def _dvcs_own_files(tree: Path) -> Finding:
+    """The two files that DVC writes in place, so that a kill can cut them off (treeverse/dvc, issue 7615)."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA as check_lock
+    from ruamel.yaml.error import YAMLError
+    from voluptuous import Invalid
+
+    checks = {"dvc.lock": lambda text: check_lock(parse_yaml(text)), ".dvc/tmp/rwlock": json.loads}
+    mended_by = {"dvc.lock": "git checkout dvc.lock", ".dvc/tmp/rwlock": "rm .dvc/tmp/rwlock"}
+    for name, check in checks.items():
+        try:
+            if (tree / name).is_file():
+                check((tree / name).read_text(encoding="utf-8"))
+        except (ValueError, YAMLError, Invalid):
+            return Finding("DVC's own files", "missing", f"{name} is cut off: a dvc was killed as it wrote it", mended_by[name])
+    return Finding("DVC's own files", "ok", "whole")
 
 
 def _packages(tree: Path, images: list[str], settings: Run) -> Finding:

@@ -44,6 +44,27 @@ def test_the_embedded_profile_finds_all_it_needs_here(tree, hub):
     assert found["image cpu"]["state"] == "ok" or found["image cpu"]["fix"] == "docker/build cpu"
 
 
+@pytest.mark.parametrize(("name", "last"), [(".dvc/tmp/rwlock", ""), (".dvc/tmp/rwlock", "data"), ("dvc.lock", "    dep"), ("dvc.lock", "size:")])
+def test_a_file_of_dvcs_that_a_kill_cut_off_is_named_and_mended_by_what_is_said(tree, name, last):
+    whole = {".dvc/tmp/rwlock": '{"write": {"data/raw": {"pid": 1, "cmd": "dvc repro"}}}', "dvc.lock": (ROOT / "dvc.lock").read_text()}[name]
+    (tree / name).parent.mkdir(parents=True, exist_ok=True)
+    (tree / name).write_text(whole)
+    for command in (["init", "-q"], ["add", "--force", name], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "whole"]):
+        subprocess.run(["git", *command], cwd=tree, check=True)
+
+    def own_files():
+        found = json.loads(doctor(tree, "embedded", "--json").stdout)[0]
+        assert found["subject"] == "DVC's own files"
+        return found
+
+    assert own_files()["state"] == "ok"
+    (tree / name).write_text(whole[: whole.index(last) + len(last)])
+    cut_off = own_files()
+    assert cut_off["state"] == "missing" and f"{name} is cut off" in cut_off["found"]
+    subprocess.run(cut_off["fix"], shell=True, cwd=tree, check=True)
+    assert own_files()["state"] == "ok"
+
+
 def test_what_the_chosen_profile_misses_fails_and_says_how_to_mend_it(tree):
     done = doctor(tree, "report-t4", "--json", HF_ENDPOINT="http://127.0.0.1:9", PATH=os.path.dirname(sys.executable), HF_TOKEN="planted")
     found = {line["subject"]: line for line in json.loads(done.stdout)}
