@@ -14,12 +14,19 @@ WEIGHTS, OPTIMIZER, TOLD = "model.safetensors", "optimizer.safetensors", "told.j
 
 
 def sealer():
-    """A trainer callback that seals each checkpoint as soon as the trainer has written it."""
+    """A trainer callback that seals each checkpoint as soon as the trainer has written it.
+
+    grpo's trainer also saves its reference, an adapter in a folder below, which it makes anew from the same start each time. It is
+    taken away: transformers reads nothing but such folders where it finds one, and a resumed run would go on from its start.
+    """
     from transformers import TrainerCallback
 
     class Sealer(TrainerCallback):
         def on_save(self, args, state, control, **_):
-            _seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            for reference in folder.glob("*/adapter_config.json"):
+                shutil.rmtree(reference.parent)
+            _seal(folder)
 
     return Sealer()
 
