@@ -116,7 +116,8 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
     child = subprocess.Popen(command, env=environment, process_group=0, preexec_fn=partial(_begin_child, os.getpid()))
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        os.killpg(child.pid, signal.SIGKILL if number == signal.SIGALRM else number)
+        with suppress(ProcessLookupError):  # it has just ended: what it made counts
+            os.killpg(child.pid, signal.SIGKILL if number == signal.SIGALRM else number)
         signal.alarm(GRACE)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):

@@ -245,8 +245,10 @@ def _rebuild(commit: Commit, clone: Path, stages: Sequence[str], engine: str | N
 def _prepare(commit: Commit, clone: Path, stages: Sequence[str], engine: str | None) -> None:
     _git(commit.tree, "clone", "--quiet", "--no-hardlinks", str(commit.tree), str(clone))
     _git(clone, "checkout", "--quiet", "--detach", commit.id)
-    for option, value in (("cache.dir", clone / ".dvc" / "cache"), ("remote.committed.url", commit.cache.folder)):
-        _dvc(clone, "config", "--local", option, str(value), check=True)
+    for option, folder in (("cache.dir", clone / ".dvc" / "cache"), ("remote.committed.url", commit.cache.folder)):
+        place = os.path.relpath(folder, clone)  # DVC writes ASCII alone, and the way to here may hold more
+        if _dvc(clone, "config", "--local", option, place):
+            raise InputError(f"DVC cannot be told of {folder} (its own words stand above): give DVC's cache a path in ASCII")
     yaml = YAML()
     params = yaml.load((clone / "params.yaml").read_text(encoding="utf-8"))
     params["run"]["local_files"] = str((commit.tree / params["run"]["local_files"]).resolve())
@@ -342,14 +344,14 @@ def _machine(record: dict[str, Any]) -> dict[str, Any]:
     return record.get("machine", {})
 
 
-def _dvc(folder: Path, *arguments: str, check: bool = False, holds: Sequence[int] = ()) -> int:
+def _dvc(folder: Path, *arguments: str, holds: Sequence[int] = ()) -> int:
     """DVC's exit status; it ends with this process. What it says goes to standard error, for ours may be JSON.
 
     `holds` are files that it keeps open, and so the locks on them until it has ended.
     """
     command, begin = [*DVC, *arguments], partial(die_with_parent, os.getpid())
     return subprocess.run(
-        command, cwd=folder, env=_environment(), stdout=sys.stderr, check=check, pass_fds=holds, preexec_fn=begin
+        command, cwd=folder, env=_environment(), stdout=sys.stderr, pass_fds=holds, preexec_fn=begin
     ).returncode
 
 

@@ -25,7 +25,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture
 def place(original, tmp_path):
-    return copy_of(original, tmp_path / "place")
+    return copy_of(original, tmp_path / "a plaçe")  # whose path is not ASCII alone
 
 
 def command(*arguments):
