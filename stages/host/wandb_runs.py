@@ -1,0 +1,248 @@
+"""Runs for Weights & Biases: recorded to disk in every mode, sent by the client's own sync, at once or when asked.
+
+The client records offline also where tracking is `online`; its live sync sends what comes, from a process of its own. So a
+server that is slow, gone or refuses costs the record nothing, and `mathmind sync` sends the rest.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from stages.harness.errors import InputError
+from stages.host.launcher import die_with_parent, locked
+from stages.host.tracking import COLUMNS, UPLOAD, WANDB, Followed
+
+FLUSH = 1.0  # seconds until a logged row is on the disk
+LOGGED, RUNNING, SAID = "logged", "running.lock", "sync.log"  # beside a record: its last step, its tracker's lock, what its sync says
+AGAIN = 60  # seconds after which a server that was out of reach is worth asking again
+CLIENT = (sys.executable, "-B", "-m", "wandb")
+PATIENCE = {  # the client's own would be hours
+    "WANDB_X_GRAPHQL_RETRY_MAX": "1",
+    "WANDB_X_GRAPHQL_TIMEOUT_SECONDS": "10",
+    "WANDB_X_FILE_TRANSFER_RETRY_MAX": "2",
+    "WANDB_X_FILE_STREAM_RETRY_MAX": "5",
+}
+
+
+def environment(home: Path) -> dict[str, str]:
+    """For the client: everything below the repository's wandb/, and no reports of its own about itself."""
+    return {"WANDB_ERROR_REPORTING": "false", "WANDB_DATA_DIR": str(home / WANDB), "WANDB_SILENT": "false"}
+
+
+def run_id(run: Followed) -> str:
+    """The same for a killed run and the one that goes on with it: what it is made of, and the experiment that asked."""
+    return hashlib.sha256("\n".join((run.experiment, run.stage, run.key)).encode()).hexdigest()[:16]
+
+
+class WandbRun:
+    """One run's record, and with `online` the process that sends it as it comes."""
+
+    def __init__(self, run: Followed) -> None:
+        home = Path(run.home)
+        (home / WANDB).mkdir(exist_ok=True)
+        os.environ |= environment(home)
+        import wandb
+
+        id = run_id(run)
+        self.last = max((_last_step(folder) for folder in (home / WANDB).glob(f"offline-run-*-{id}")), default=-1)
+        self.run = wandb.init(
+            project=run.project, id=id, resume="allow",
+            name=f"{run.experiment}/{run.stage}"[:128], group=run.experiment[:128], job_type=run.stage,
+            tags=sorted({run.profile[:64], run.experiment[:64]}), config=run.config, settings=settings(home),
+        )  # fmt: skip
+        self.folder = Path(self.run.dir).parent
+        if not self.folder.is_relative_to(home):  # the client goes elsewhere where it may not write
+            raise InputError(f"{WANDB}/ takes no new run: free some space, or mend its permissions")
+        self.held = (self.folder / RUNNING).open("w")  # until this process ends
+        fcntl.flock(self.held, fcntl.LOCK_EX)
+        self.table = wandb.Table
+        self.sender = Sender(home, self.folder) if run.wandb == "online" else None
+
+    def rows(self, rows):
+        """Logs the rows after the last one logged, but for the newest, which may still gain figures."""
+        if self.sender:
+            self.sender.look()
+        self._note()  # what was logged at the look before this one is surely on the disk
+        for step in sorted(rows)[:-1]:
+            self._log(step, rows[step])
+
+    def end(self, status, ended):
+        """Logs what is left, ends the run, and has it sent where that is asked for."""
+        if ended:
+            for step, figures in sorted(ended.curve.items()):
+                self._log(step, figures)
+            if ended.completions:
+                self.run.log({"completions": self.table(columns=list(COLUMNS), data=ended.completions, allow_mixed_types=True)})
+            self.run.config.update(ended.config)
+            self.run.summary.update(ended.summary)
+        self.run.finish(exit_code=status)
+        self._note()
+        if not is_readable(self.folder):
+            raise InputError(f"{WANDB}/{self.folder.name} holds nothing: free some space on its disk")
+        if self.sender and (trouble := self.sender.end(UPLOAD)):
+            raise InputError(f"not sent: {trouble}; `mathmind sync` sends it")
+
+    def _log(self, step: int, figures: dict[str, float]) -> None:
+        if step > self.last and figures:
+            self.run.log(figures, step=step, commit=True)
+            self.last = step
+
+    def _note(self) -> None:
+        (self.folder / LOGGED).write_text(str(self.last))
+
+
+def settings(home: Path):
+    """The client's, so that it says nothing of the host, the user, git, the code or the packages, and asks nothing of a network."""
+    import wandb
+
+    return wandb.Settings(
+        mode="offline", root_dir=str(home), silent=True, console="off", host="mathmind", username="mathmind", email="",
+        program="mathmind", x_executable="python", disable_git=True, disable_code=True, save_code=False, disable_job_creation=True,
+        label_disable=True, x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, x_disable_viewer=True,
+        x_save_requirements=False, x_transaction_log_flush_interval=FLUSH,
+    )  # fmt: skip
+
+
+def _last_step(folder: Path) -> int:
+    try:
+        return int((folder / LOGGED).read_text())
+    except (OSError, ValueError):
+        return -1
+
+
+class Sender:
+    """The client's live sync of one run's record, which ends when the record does and all of it is sent."""
+
+    def __init__(self, home: Path, folder: Path) -> None:
+        self.home, self.folder = home, folder
+        self._start()
+
+    def _start(self) -> None:
+        self.began = time.monotonic()
+        self.process = start_sync(self.home, [self.folder], self.folder / SAID, live=True)
+
+    def look(self) -> None:
+        """Starts it anew, now and then, where it gave up."""
+        if self.process.poll() is not None and time.monotonic() - self.began > AGAIN:
+            self._start()
+
+    def end(self, seconds: float) -> str | None:
+        """Waits for what is left to be sent; says why it is not."""
+        try:
+            self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            return f"it was still on its way after {seconds} s"
+        return None if is_sent(self.folder) else reason((self.folder / SAID).read_text(encoding="utf-8", errors="replace"))
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What a sync did or would do, as names of run folders below wandb/."""
+
+    sent: list[str]
+    waiting: list[str]  # with dry_run: what would be sent
+    running: list[str]  # their stages have not ended
+    unreadable: list[str]  # a killed tracker wrote nothing into them, or their disk lost it
+
+
+def sync(home: Path, *, dry_run: bool) -> Synced:
+    """Sends every record that has ended and was not sent; InputError where the server takes none of it, or not all."""
+    if not (home / WANDB).is_dir():
+        return Synced([], [], [], [])
+    with locked(home / WANDB / "sync.lock", "mathmind sync: waiting for another one"):
+        folders = [folder for folder in sorted((home / WANDB).glob("offline-run-*")) if not is_sent(folder)]
+        running = [folder for folder in folders if is_running(folder)]
+        waiting = [folder for folder in folders if folder not in running and is_readable(folder)]
+        unreadable = [folder for folder in folders if folder not in running and folder not in waiting]
+        sent: list[Path] = []
+        said = "" if dry_run else _send(home, waiting, unreadable)
+        if not dry_run:
+            sent, waiting = [folder for folder in waiting if is_sent(folder)], [folder for folder in waiting if not is_sent(folder)]
+    if said and waiting:
+        raise InputError(f"{len(waiting)} of {len(sent) + len(waiting)} runs are not sent: {reason(said)}; then run it again")
+    return Synced(*([folder.name for folder in folders] for folders in (sent, waiting, running, unreadable)))
+
+
+def told(synced: Synced) -> list[str]:
+    """The same in sentences."""
+    lines = [f"sent {name}" for name in synced.sent] + [f"would send {name}" for name in synced.waiting]
+    lines += [f"{name} is left until its stage ends" for name in synced.running]
+    lines += [f"{name} holds nothing that can be read: remove {WANDB / name}" for name in synced.unreadable]
+    return lines or ["everything recorded is sent"]
+
+
+def _send(home: Path, waiting: list[Path], unreadable: list[Path]) -> str:
+    """One call of the client for all; a damaged record, for which it sends none, is put aside and it is called again."""
+    while waiting:
+        log = home / WANDB / SAID
+        start_sync(home, waiting, log).wait()
+        said = log.read_text(encoding="utf-8", errors="replace")
+        damaged = [folder for folder in waiting if f'Failed to read "{WANDB / folder.name}"' in said]
+        if not damaged:
+            return said
+        for folder in damaged:
+            waiting.remove(folder)
+            unreadable.append(folder)
+    return ""
+
+
+def start_sync(home: Path, folders: list[Path], log: Path, *, live: bool = False) -> subprocess.Popen:
+    """The client's own command, which ends with this process and says what it does in a log."""
+    command = [*CLIENT, *(("beta", "sync", "--live") if live else ("sync",)), *(str(folder.relative_to(home)) for folder in folders)]
+    with log.open("w") as said:
+        return subprocess.Popen(
+            command, cwd=home, env=os.environ | environment(home) | PATIENCE, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+            preexec_fn=partial(die_with_parent, os.getpid()),
+        )  # fmt: skip
+
+
+def record_of(folder: Path) -> Path | None:
+    """The file in a run's folder that holds all of the run."""
+    return next(folder.glob("*.wandb"), None)
+
+
+def is_sent(folder: Path) -> bool:
+    """By the client's own mark."""
+    return any(folder.glob("*.wandb.synced"))
+
+
+def is_readable(folder: Path) -> bool:
+    """Is there anything in the record at all; its first block is written a second after the run began."""
+    record = record_of(folder)
+    return record is not None and record.stat().st_size > 0
+
+
+def is_running(folder: Path) -> bool:
+    """Does a tracker still write to it: what is sent half is marked as sent, and the rest would stay here."""
+    if not (folder / RUNNING).is_file():
+        return False
+    with (folder / RUNNING).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def reason(said: str) -> str:
+    """Why the client did not send, from what it said, in a sentence with what to do."""
+    errors = [line for line in said.splitlines() if re.search(r"\berror\b", line, re.IGNORECASE)]
+    text = "\n".join(errors)
+    server = re.search(r"https?://[^/\s\"]+", text) or re.search(r"credentials for (\S+)", said)
+    if "No API key" in text:
+        return "there is no key: set WANDB_API_KEY, or run `wandb login`"
+    if re.search(r"\b40[13]\b", text):
+        return "the server refuses the key: set WANDB_API_KEY to a valid one, or run `wandb login --relogin`"
+    if re.search(r"giving up|refused|no such host|timeout|deadline", text, re.IGNORECASE):
+        return f"{server[server.lastindex or 0] if server else 'the server'} is out of reach: mend the network, or WANDB_BASE_URL"
+    last = (errors or said.strip().splitlines() or ["the client said nothing"])[-1]
+    return re.sub(r"^(wandb: )?(ERROR:?|Error:) ", "", last.strip())
