@@ -55,9 +55,7 @@ class Wandb:
         self.seen: list[tuple[str, str, str]] = []  # method, path, body
         self.lock = Lock()
         handler = type("Handler", (_Handler,), {"wandb": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.server.daemon_threads = True
-        self.server.block_on_close = False
+        self.server = _Server(("127.0.0.1", 0), handler)
 
     @property
     def address(self) -> str:
@@ -84,6 +82,14 @@ def serving():
     finally:
         wandb.server.shutdown()
         wandb.server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that hangs up is none of the server's business."""
 
 
 class _Handler(BaseHTTPRequestHandler):

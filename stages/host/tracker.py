@@ -17,7 +17,7 @@ from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, read_rows
 from stages.host.provenance import read_timing
 from stages.host.results import METRICS, TEST, read_curve
-from stages.host.tracking import Followed, data_pins, read_followed
+from stages.host.tracking import EVENTS, WANDB, Followed, data_pins, read_followed
 from stages.training.curves import Curve
 
 POLL = 2.0  # seconds between two looks at a stage's scratch folder
@@ -107,10 +107,15 @@ def attempt(troubles: list[str], what: Callable[[], Any]) -> Any:
     """What it returns, or None after noting in one sentence why not: tracking is no reason for anything to fail."""
     try:
         return what()
+    except InputError as error:
+        troubles.append(str(error))
+    except OSError as error:
+        where = f" at {error.filename}" if error.filename else f" in {WANDB}/ or {EVENTS}/"
+        troubles.append(f"not tracked: {error.strerror}{where}")
     except Exception as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        troubles.append(said[0] if isinstance(error, InputError) else f"not tracked ({type(error).__name__}: {said[0]})")
-        return None
+        said = str(error).strip().splitlines() or ["no more is known"]
+        troubles.append(f"not tracked: {type(error).__name__}: {said[0]}")
+    return None
 
 
 def live_rows(scratch: Path) -> dict[int, Figures]:

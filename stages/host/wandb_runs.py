@@ -238,7 +238,7 @@ def reason(said: str) -> str:
     errors = [line for line in said.splitlines() if re.search(r"\berror\b", line, re.IGNORECASE)]
     text = "\n".join(errors)
     server = re.search(r"https?://[^/\s\"]+", text) or re.search(r"credentials for (\S+)", said)
-    if "No API key" in text:
+    if "No API key" in said:
         return "there is no key: set WANDB_API_KEY, or run `wandb login`"
     if re.search(r"\b40[13]\b", text):
         return "the server refuses the key: set WANDB_API_KEY to a valid one, or run `wandb login --relogin`"
