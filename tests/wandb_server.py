@@ -63,8 +63,8 @@ class Wandb:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes the client speak to this server."""
-        return {"WANDB_BASE_URL": self.address, "WANDB_API_KEY": self.key}
+        """What makes the client speak to this server, every second."""
+        return {"WANDB_BASE_URL": self.address, "WANDB_API_KEY": self.key, "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}
 
     @property
     def sent(self) -> str:

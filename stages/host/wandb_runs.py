@@ -23,7 +23,7 @@ FLUSH = 1.0  # seconds until a logged row is on the disk
 LOGGED, RUNNING, SAID = "logged", "running.lock", "sync.log"  # beside a record: its last step, its tracker's lock, what its sync says
 AGAIN = 60  # seconds after which a server that was out of reach is worth asking again
 CLIENT = (sys.executable, "-B", "-m", "wandb")
-PATIENCE = {  # the client's own would be hours
+PATIENCE = {  # where the caller sets none; the client's own would be hours
     "WANDB_X_GRAPHQL_RETRY_MAX": "1",
     "WANDB_X_GRAPHQL_TIMEOUT_SECONDS": "10",
     "WANDB_X_FILE_TRANSFER_RETRY_MAX": "2",
@@ -198,9 +198,10 @@ def _send(home: Path, waiting: list[Path], unreadable: list[Path]) -> str:
 def start_sync(home: Path, folders: list[Path], log: Path, *, live: bool = False) -> subprocess.Popen:
     """The client's own command, which ends with this process and says what it does in a log."""
     command = [*CLIENT, *(("beta", "sync", "--live") if live else ("sync",)), *(str(folder.relative_to(home)) for folder in folders)]
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}  # not the recording client's process
     with log.open("w") as said:
         return subprocess.Popen(
-            command, cwd=home, env=os.environ | environment(home) | PATIENCE, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+            command, cwd=home, env=PATIENCE | own | environment(home), stdin=subprocess.DEVNULL, stdout=said, stderr=said,
             preexec_fn=partial(die_with_parent, os.getpid()),
         )  # fmt: skip
 
