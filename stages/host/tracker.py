@@ -44,7 +44,7 @@ class Ended:
         tree = Path(run.tree)
         self.curve: dict[int, Figures] = {}
         self.summary: dict[str, Any] = {"timing": read_timing(tree, run.stage)}
-        self.config = data_pins(tree, run.outs, at_the_end=True)
+        self.config = data_pins(run, at_the_end=True)
         self.completions: list[list[Any]] = []
         for out in map(Path, run.outs):
             if out.suffix == ".csv":

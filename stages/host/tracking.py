@@ -53,8 +53,10 @@ class Followed:
     home: str  # the main repository, where what is recorded lies
     scratch: str
     outs: tuple[str, ...]
+    role: str
+    image: str
     profile: str
-    config: dict[str, Any]
+    params: dict[str, Any]  # the stage's sections of params.yaml
 
 
 class Tracker:
@@ -63,32 +65,29 @@ class Tracker:
     status = 128 + signal.SIGKILL
 
 
+@contextmanager
+def tracked(run: Followed | None) -> Iterator[Tracker]:
+    """Within it a process of its own follows the run; then it has its time to end, and nothing of it is left."""
+    tracker = Tracker()
+    process = _start(run) if run else None
+    try:
+        yield tracker
+    finally:
+        if process:
+            _end(process, tracker.status, SENT if run.wandb == "online" else RECORDED)
+
+
 def followed(
     settings: Tracking, stage: GraphStage, key: str, values: dict[str, Any], *, role: str, tree: Path, home: Path, scratch: Path
-) -> Followed:
-    """What a tracker needs to know of a run that is about to start."""
-    image = values["images"][role]
-    pinned = provenance.pinned_versions(tree / "docker" / f"{image}.lock")
-    config = {
-        "profile": values["profile"],
-        **{name: values.get(name) for name in stage.params},
-        "key": key,
-        "image": {"role": role, "name": image, "recipe": provenance.recipe(tree, image)},
-        "versions": {name: " or ".join(sorted(pinned[name])) for name in LIBRARIES if name in pinned},
-        **data_pins(tree, stage.outs, at_the_end=False),
-    }
+) -> Followed | None:
+    """What a tracker is to know of a run that is about to start, or None where none is asked for."""
+    if settings.wandb == "disabled" and not settings.tensorboard:
+        return None
     return Followed(
         stage=stage.name, key=key, experiment=experiment(tree), **settings.model_dump(), tree=str(tree), home=str(home.resolve()),
-        scratch=str(scratch), outs=stage.outs, profile=values["profile"], config=config,
+        scratch=str(scratch), outs=stage.outs, role=role, image=values["images"][role], profile=values["profile"],
+        params={name: values.get(name) for name in stage.params},
     )  # fmt: skip
-
-
-def data_pins(tree: Path, outs: tuple[str, ...], *, at_the_end: bool) -> dict[str, Any]:
-    """Revision and hashes of every source; those that the stage itself writes are known at its end."""
-    if at_the_end != (str(SOURCES.parent) in outs) or not (tree / SOURCES).is_file():
-        return {}
-    kept = ("revision", "rows", "files")
-    return {"data": {name: {key: about.get(key) for key in kept} for name, about in read_json(tree / SOURCES).items()}}
 
 
 def experiment(tree: Path) -> str:
@@ -96,7 +95,7 @@ def experiment(tree: Path) -> str:
     if name := os.environ.get("DVC_EXP_NAME"):
         return name
     for asked in (["symbolic-ref", "--quiet", "--short", "HEAD"], ["rev-parse", "--quiet", "--short", "HEAD"]):
-        with suppress(OSError):
+        with suppress(OSError):  # no git
             found = subprocess.run(["git", *asked], cwd=tree, capture_output=True, text=True).stdout.strip()
             if found:
                 return found
@@ -108,23 +107,27 @@ def as_folder(name: str) -> str:
     return re.sub(r"[^\w.+=@-]+", "-", name).strip(".-") or "unnamed"
 
 
-@contextmanager
-def tracked(run: Followed) -> Iterator[Tracker]:
-    """Within it a process of its own follows the run; then it has its time to end, and nothing of it is left."""
-    tracker = Tracker()
-    if run.wandb == "disabled" and not run.tensorboard:
-        yield tracker
-        return
-    process = _start(run)
-    try:
-        yield tracker
-    finally:
-        if process:
-            try:
-                _end(process, tracker.status, SENT if run.wandb == "online" else RECORDED)
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+def config(run: Followed) -> dict[str, Any]:
+    """What the run is made of: parameters, data, image and libraries."""
+    tree = Path(run.tree)
+    pinned = provenance.pinned_versions(tree / "docker" / f"{run.image}.lock")
+    return {
+        "profile": run.profile,
+        **run.params,
+        "key": run.key,
+        "image": {"role": run.role, "name": run.image, "recipe": provenance.recipe(tree, run.image)},
+        "versions": {name: " or ".join(sorted(pinned[name])) for name in LIBRARIES if name in pinned},
+        **data_pins(run, at_the_end=False),
+    }
+
+
+def data_pins(run: Followed, *, at_the_end: bool) -> dict[str, Any]:
+    """Revision and hashes of every source; those that the stage itself writes are known at its end."""
+    path = Path(run.tree) / SOURCES
+    if at_the_end != (str(SOURCES.parent) in run.outs) or not path.is_file():
+        return {}
+    kept = ("revision", "rows", "files")
+    return {"data": {name: {key: about.get(key) for key in kept} for name, about in read_json(path).items()}}
 
 
 def _start(run: Followed) -> subprocess.Popen | None:
@@ -148,17 +151,27 @@ def _tell(process: subprocess.Popen, what: dict[str, Any]) -> None:
 
 
 def _end(process: subprocess.Popen, status: int, seconds: int) -> None:
-    """Says how the stage ended, and passes on what the tracker has to say: at most one line."""
-    _tell(process, {"status": status})
+    """Says how the stage ended, and passes on what the tracker has to say: at most one line. A signal ends the waiting alone."""
+
+    def stop(*_: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
+        _tell(process, {"status": status})
         said, _ = process.communicate(timeout=seconds)
+        if said.strip():
+            warn(said.strip().splitlines()[0])
+        elif process.returncode:
+            warn(f"tracking ended with {process.returncode} before it had finished: what it had recorded lies in {WANDB}/")
     except subprocess.TimeoutExpired:
         warn(f"tracking had not ended {seconds} s after the stage and was stopped: `mathmind sync` sends what it recorded")
-        return
-    if said.strip():
-        warn(said.strip().splitlines()[0])
-    elif process.returncode:
-        warn(f"tracking ended with {process.returncode} before the stage did: what it had recorded lies in {WANDB}/")
+    finally:
+        stop()
+        process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def warn(sentence: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stages.harness.errors import InputError
 from stages.host.launcher import die_with_parent, locked
-from stages.host.tracking import COLUMNS, UPLOAD, WANDB, Followed
+from stages.host.tracking import COLUMNS, UPLOAD, WANDB, Followed, config
 
 FLUSH = 1.0  # seconds until a logged row is on the disk
 LOGGED, RUNNING, SAID = "logged", "running.lock", "sync.log"  # beside a record: its last step, its tracker's lock, what its sync says
@@ -55,7 +55,7 @@ class WandbRun:
         self.run = wandb.init(
             project=run.project, id=id, resume="allow",
             name=f"{run.experiment}/{run.stage}"[:128], group=run.experiment[:128], job_type=run.stage,
-            tags=sorted({run.profile[:64], run.experiment[:64]}), config=run.config, settings=settings(home),
+            tags=sorted({run.profile[:64], run.experiment[:64]}), config=config(run), settings=settings(home),
         )  # fmt: skip
         self.folder = Path(self.run.dir).parent
         if not self.folder.is_relative_to(home):  # the client goes elsewhere where it may not write

@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from stages.host.results import read_curve
 from stages.host.tracking import COLUMNS, Followed, tracked
 from stages.host.wandb_runs import Synced, run_id, sync
 from tests import wandb_server
+from tests.imports import ROOT
 from tests.pipeline.test_launcher import (
     FETCH,
     change,
@@ -243,7 +245,7 @@ def test_a_killed_tracker_costs_a_line(home):
     output, errors = started.communicate()
     assert started.returncode == 0 and "fetch: wrote data/raw" in output
     assert errors.splitlines() == [
-        "docker/run: WARNING: tracking ended with -9 before the stage did: what it had recorded lies in wandb/"
+        "docker/run: WARNING: tracking ended with -9 before it had finished: what it had recorded lies in wandb/"
     ]
 
 
@@ -262,9 +264,10 @@ def a_run(folder, **about):
     (folder / "scratch/checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "results/timing").mkdir(parents=True, exist_ok=True)
     (folder / "results/timing/grpo.json").write_text('{"seconds": 1.5}')
-    given = {"outs": ("results/plots/grpo.csv",), "config": {"grpo": {"lr": 0.1}}, "wandb": "online", "tensorboard": True, **about}
+    shutil.copytree(ROOT / "docker", folder / "docker", dirs_exist_ok=True)
+    given = {"outs": ("results/plots/grpo.csv",), "wandb": "online", "tensorboard": True, **about}
     return Followed(stage="grpo", key="k" * 16, experiment="night", project="mathmind", tree=str(folder), home=str(folder),
-                    scratch=str(folder / "scratch"), profile="embedded", **given)  # fmt: skip
+                    scratch=str(folder / "scratch"), profile="embedded", role="train", image="cpu", params={"grpo": {"lr": 0.1}}, **given)  # fmt: skip
 
 
 def writes_rows(folder, first, last):

@@ -52,7 +52,7 @@ def test_a_table_samples_predictions_evenly_with_their_questions(tmp_path):
 
 
 RUN = Followed(stage="eval@base", key="k", experiment="a", wandb="offline", project="p", tensorboard=False, tree="", home="",
-               scratch="", outs=("o",), profile="embedded", config={})  # fmt: skip
+               scratch="", outs=("o",), role="train", image="cpu", profile="embedded", params={})  # fmt: skip
 
 
 def test_a_run_is_the_same_by_what_it_is_made_of_and_who_asked_for_it():
