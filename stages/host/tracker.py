@@ -5,6 +5,7 @@ in one line, what went wrong.
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -57,6 +58,7 @@ class Ended:
 
 def main() -> int:
     """Follows the run until it has ended and everything is logged; returns 0 also where something went wrong that it could say."""
+    os.nice(5)  # the stage comes first
     run = read_followed(sys.stdin.readline())
     troubles: list[str] = []
     sinks = [sink for make in makers(run) if (sink := attempt(troubles, make)) is not None]
