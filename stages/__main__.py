@@ -207,8 +207,8 @@ def sync(dry_run: bool, json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from stages.host.wandb_runs import sync as send
-    from stages.host.wandb_runs import told
+    from stages.host.wandb_sync import sync as send
+    from stages.host.wandb_sync import told
 
     synced = send(Path.cwd(), dry_run=dry_run)
     click.echo(dumps(asdict(synced), indent=2) if json else "\n".join(told(synced)))

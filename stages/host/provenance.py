@@ -1,7 +1,6 @@
 """What ran, where and how long: results/timing/<stage>.json, apart from every out."""
 
 import hashlib
-import os
 import platform
 import re
 import shutil

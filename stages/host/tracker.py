@@ -6,7 +6,6 @@ in one line, what went wrong.
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,18 +14,11 @@ from threading import Thread
 from typing import Any, Protocol
 
 from stages.harness.errors import InputError
-from stages.harness.jsonl import read_json, read_rows
-from stages.host.provenance import read_timing
-from stages.host.results import METRICS, TEST, read_curve
-from stages.host.tracking import EVENTS, WANDB, Followed, data_pins, read_followed
-from stages.training.curves import Curve
+from stages.host.run_files import Ended, Figures, live_rows
+from stages.host.tracking import EVENTS, WANDB, Followed, read_followed
 
 POLL = 2.0  # seconds between two looks at a stage's scratch folder
 KILLED = 137
-LIVE = Path("checkpoints/curve.jsonl")  # in the scratch folder: the curve's rows as a stage logs them, where it does
-SAMPLE = 100  # completions of a table
-
-Figures = dict[str, float]
 
 
 class Sink(Protocol):
@@ -35,25 +27,8 @@ class Sink(Protocol):
     def rows(self, rows: dict[int, Figures]) -> None:
         """All rows so far, by step; those that it has are passed over."""
 
-    def end(self, status: int, ended: "Ended") -> None: ...
-
-
-class Ended:
-    """What a stage that ended well has written, as far as tracking shows it."""
-
-    def __init__(self, run: Followed) -> None:
-        tree = Path(run.tree)
-        self.curve: dict[int, Figures] = {}
-        self.summary: dict[str, Any] = {"timing": read_timing(tree, run.stage)}
-        self.config = data_pins(run, at_the_end=True)
-        self.completions: list[list[Any]] = []
-        for out in map(Path, run.outs):
-            if out.suffix == ".csv":
-                self.curve = {int(row.pop("step")): row for row in read_curve(tree / out)}
-            elif out == METRICS or out.parent.name == "metrics":
-                self.summary |= read_json(tree / out)
-            elif out.suffix == ".jsonl":
-                self.completions = sample(list(read_rows(tree / out)), tree / TEST)
+    def end(self, status: int, ended: Ended | None) -> None:
+        """The run is over; `ended` is there where the stage ended well."""
 
 
 def main() -> int:
@@ -111,6 +86,8 @@ def attempt(troubles: list[str], what: Callable[[], Any]) -> Any:
         return what()
     except InputError as error:
         troubles.append(str(error))
+    except ModuleNotFoundError as error:
+        troubles.append(f"not tracked: {error.name} is not installed: run `make .venv`")
     except OSError as error:
         where = f" at {error.filename}" if error.filename else f" in {WANDB}/ or {EVENTS}/"
         troubles.append(f"not tracked: {error.strerror}{where}")
@@ -118,39 +95,6 @@ def attempt(troubles: list[str], what: Callable[[], Any]) -> Any:
         said = str(error).strip().splitlines() or ["no more is known"]
         troubles.append(f"not tracked: {type(error).__name__}: {said[0]}")
     return None
-
-
-def live_rows(scratch: Path) -> dict[int, Figures]:
-    """A running stage's rows so far: those that it writes as it logs them, else those that its newest checkpoint holds."""
-    curve = Curve()
-    if (scratch / LIVE).is_file():
-        for line in (scratch / LIVE).read_bytes().split(b"\n")[:-1]:  # what follows the last end of line is still being written
-            row = json.loads(line)
-            curve.add(row.pop("step"), **row)
-        return curve.rows
-    checkpoints = [path for path in scratch.glob("checkpoints/checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    for folder in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        try:
-            logs = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-        except (OSError, ValueError):  # half written, or just being removed
-            continue
-        for log in logs:
-            curve.add_log(log["step"], log)
-        break
-    return curve.rows
-
-
-def sample(predictions: list[dict[str, Any]], test: Path) -> list[list[Any]]:
-    """Predictions at even distances as rows of COLUMNS, with their questions and gold answers where the test set is here."""
-    gold = {row["id"]: row for row in read_rows(test)} if test.is_file() else {}
-    every = max(1, -(-len(predictions) // SAMPLE))
-    return [
-        [
-            row["id"], row.get("form") or row.get("prompt"), gold.get(row["id"], {}).get("question"), row["completion"],
-            gold.get(row["id"], {}).get("answer"), row.get("answer"), row.get("correct"),
-        ]
-        for row in predictions[::every]
-    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -17,16 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages.harness.errors import InputError
-from stages.harness.jsonl import read_json
 from stages.harness.params import StageParams
-from stages.host import provenance
 from stages.host.graph import GraphStage
 
 WANDB = Path("wandb")  # where the client and its own commands look
 EVENTS = Path("results/tensorboard")
-SOURCES = Path("data/raw/sources.json")
-COLUMNS = ("id", "prompt", "question", "completion", "gold answer", "answer", "correct")  # of the table of completions
-LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "vllm", "llama-cpp-python")
 UPLOAD = 30  # seconds after a stage's end for what has not been sent as it came
 RECORDED, SENT = 20, UPLOAD + 20  # seconds that a tracker has after its stage, offline and online; then it is ended
 
@@ -105,29 +100,6 @@ def experiment(tree: Path) -> str:
 def as_folder(name: str) -> str:
     """A name as that of one folder."""
     return re.sub(r"[^\w.+=@-]+", "-", name).strip(".-") or "unnamed"
-
-
-def config(run: Followed) -> dict[str, Any]:
-    """What the run is made of: parameters, data, image and libraries."""
-    tree = Path(run.tree)
-    pinned = provenance.pinned_versions(tree / "docker" / f"{run.image}.lock")
-    return {
-        "profile": run.profile,
-        **run.params,
-        "key": run.key,
-        "image": {"role": run.role, "name": run.image, "recipe": provenance.recipe(tree, run.image)},
-        "versions": {name: " or ".join(sorted(pinned[name])) for name in LIBRARIES if name in pinned},
-        **data_pins(run, at_the_end=False),
-    }
-
-
-def data_pins(run: Followed, *, at_the_end: bool) -> dict[str, Any]:
-    """Revision and hashes of every source; those that the stage itself writes are known at its end."""
-    path = Path(run.tree) / SOURCES
-    if at_the_end != (str(SOURCES.parent) in run.outs) or not path.is_file():
-        return {}
-    kept = ("revision", "rows", "files")
-    return {"data": {name: {key: about.get(key) for key in kept} for name, about in read_json(path).items()}}
 
 
 def _start(run: Followed) -> subprocess.Popen | None:

@@ -14,8 +14,10 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from stages.host.results import read_curve
-from stages.host.tracking import COLUMNS, Followed, tracked
-from stages.host.wandb_runs import Synced, run_id, sync
+from stages.host.run_files import COLUMNS
+from stages.host.tracking import Followed, tracked
+from stages.host.wandb_runs import run_id
+from stages.host.wandb_sync import Synced, sync
 from tests import wandb_server
 from tests.imports import ROOT
 from tests.pipeline.test_launcher import (

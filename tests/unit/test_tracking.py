@@ -1,14 +1,17 @@
 """Tracking as far as no client is needed: what is read of a running stage, how runs are named, what a failed sync says."""
 
 import json
+import re
 
 import pytest
 
 from stages.harness.errors import InputError
 from stages.harness.params import section
-from stages.host.tracker import SAMPLE, live_rows, sample
+from stages.host.run_files import SAMPLE, live_rows, sample
+from stages.host.tracker import attempt
 from stages.host.tracking import Followed, Tracking, as_folder, experiment, read_followed
-from stages.host.wandb_runs import reason, run_id
+from stages.host.wandb_runs import run_id
+from stages.host.wandb_sync import reason
 from tests.imports import ROOT
 
 
@@ -34,9 +37,9 @@ def test_a_running_stages_rows_are_its_newest_whole_checkpoints_named_as_in_its_
     assert live_rows(tmp_path) == {1: {"loss": 0.5, "lr": 0.1, "rewards.exact.mean": 2.0, "eval_loss": 0.7}, 2: {"loss": 0.4}}
 
 
-def test_rows_that_a_stage_writes_as_it_logs_them_come_first_and_half_a_line_waits(tmp_path):
+def test_rows_that_a_stage_writes_as_it_logs_them_come_first_and_a_line_that_is_cut_off_is_passed_over(tmp_path):
     checkpoint(tmp_path, 10, LOGS)
-    rows = ['{"step": 3, "loss": 0.3}', '{"step": 3, "eval_loss": 0.2}', '{"step": 4, "loss"']
+    rows = ['{"step": 3, "loss": 0.3}', '{"step": 4, "lo{"step": 1, "loss": 9.0}', '{"step": 3, "eval_loss": 0.2}', '{"step": 4, "loss"']
     (tmp_path / "checkpoints/curve.jsonl").write_text("\n".join(rows))
     assert live_rows(tmp_path) == {3: {"loss": 0.3, "eval_loss": 0.2}}
 
@@ -87,6 +90,21 @@ def test_a_wrong_setting_is_one_sentence(tmp_path, tracking, sentence):
         section(tmp_path / "params.yaml", {"tracking": tracking}, "tracking", Tracking)
 
 
+def test_what_goes_wrong_is_a_sentence_with_what_to_do():
+    def fail(error):
+        raise error
+
+    troubles: list[str] = []
+    for error in (ModuleNotFoundError(name="wandb"), OSError(28, "No space left on device"), ValueError("odd\nmore"), KeyError()):
+        assert attempt(troubles, lambda: fail(error)) is None
+    assert troubles == [
+        "not tracked: wandb is not installed: run `make .venv`",
+        "not tracked: No space left on device in wandb/ or results/tensorboard/",
+        "not tracked: ValueError: odd",
+        "not tracked: KeyError: no more is known",
+    ]
+
+
 def test_the_tracker_is_started_by_docker_run_alone():
     with pytest.raises(InputError, match="docker/run"):
         read_followed("")
@@ -103,6 +121,4 @@ def test_the_tracker_is_started_by_docker_run_alone():
     ],
 )
 def test_a_failed_sync_says_why_and_what_to_do(said, sentence):
-    import re
-
     assert re.search(sentence, reason(said))
