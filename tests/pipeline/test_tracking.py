@@ -4,6 +4,7 @@ import getpass
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -183,6 +184,15 @@ def test_a_killed_run_and_the_one_that_goes_on_are_one_run(home):
     assert (killed.run.run_id, killed.exit_code) == (whole.run.run_id, 137) and whole.exit_code == 0
 
 
+def test_a_stage_that_fails_is_a_run_that_failed_and_its_own_words_are_all_that_is_said(home):
+    track(home)
+    change(home, fetch__sources__test__rows=10**7)
+    done = launch(home)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "ask for fewer" in done.stderr
+    (run,) = recorded(home)
+    assert run.exit_code == 2
+
+
 def wait_for(what, seconds=20):
     deadline = time.monotonic() + seconds
     while not (found := what()):
@@ -224,6 +234,19 @@ def test_a_server_that_does_not_answer_is_not_waited_for(home, server):
     done = launch(home, **server.environment, WANDB_X_GRAPHQL_TIMEOUT_SECONDS="1")
     assert done.returncode == 0 and time.monotonic() - started < 20
     assert len(warnings(done)) == 1 and "not sent" in done.stderr
+
+
+def test_a_signal_while_the_rest_is_sent_ends_the_sending_and_not_the_stage(home, server):
+    server.stall = 120
+    track(home, "online")
+    record = home / "results/timing/fetch.json"
+    record.unlink()
+    started = subprocess.Popen(FETCH, cwd=home, env=environment(**server.environment), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: record.is_file() and not scratch(home))
+    time.sleep(0.5)  # the launcher has but to say how it ended
+    started.send_signal(signal.SIGTERM)
+    output, errors = started.communicate(timeout=5)
+    assert started.returncode == 0 and output.startswith("fetch: wrote data/raw") and len(errors.splitlines()) == 1, errors
 
 
 @pytest.mark.skipif(not small_disk_works(), reason="no file system can be mounted here")
