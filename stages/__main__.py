@@ -197,6 +197,23 @@ def teach(base_url: str | None, concurrency: int, limit: int | None, price_in: f
         click.echo(f"cost: ${lesson.cost(price_in, price_out):.2f}")
 
 
+@main.command()
+@click.option("--dry-run", is_flag=True, help="say what would be sent, and send nothing")
+@click.option("--json", is_flag=True, help="print JSON instead of sentences")
+def sync(dry_run: bool, json: bool) -> None:
+    """Sends to W&B the runs below wandb/ that were recorded offline, or that did not get through; what is sent is not sent again.
+
+    The key is read from WANDB_API_KEY or what `wandb login` stored, the server from WANDB_BASE_URL.
+    """
+    from dataclasses import asdict
+
+    from stages.host.wandb_sync import sync as send
+    from stages.host.wandb_sync import told
+
+    synced = send(Path.cwd(), dry_run=dry_run)
+    click.echo(dumps(asdict(synced), indent=2) if json else "\n".join(told(synced)))
+
+
 @main.command("plots-page")
 def plots_page() -> None:
     """Writes the page that `dvc plots show` and `dvc plots diff` fill, with Vega inside it; `make .venv` does this."""

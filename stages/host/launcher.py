@@ -29,6 +29,7 @@ from stages.host import provenance
 from stages.host.cache import hold_inputs_to_the_lock
 from stages.host.engines import Job, engine, hub_stages
 from stages.host.graph import GraphStage, lock_stages, read_graph, working_key
+from stages.host.tracking import Tracking, followed, tracked
 
 DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 GRACE = 10  # seconds between a signal that is handed on and the end of what does not heed it
@@ -52,6 +53,7 @@ def _launch(arguments: list[str]) -> int:
     values = read_params(Path("params.yaml"))
     settings = section(Path("params.yaml"), values, "run", Run)
     images = section(Path("params.yaml"), values, "images", Images).model_dump()
+    tracking = section(Path("params.yaml"), values, "tracking", Tracking)
     if not arguments or arguments[0] not in images:
         raise InputError(f"the first argument is a role, one of {', '.join(images)}, found {arguments[:1]}")
 
@@ -84,12 +86,15 @@ def _launch(arguments: list[str]) -> int:
             (job.scratch / folder).mkdir(parents=True, exist_ok=True)
 
         chosen = engine(job)
+        run = followed(tracking, stage, key, values, role=arguments[0], tree=tree, home=main_tree, scratch=job.scratch)
+        tracker = locks.enter_context(tracked(run))
         with chosen.tidied():
             status = _run(chosen.command(), chosen.environment())
         if status != 0:
             shutil.rmtree(job.scratch / "outs", ignore_errors=True)
             if sentence := chosen.explain(status):
                 print(f"docker/run: {stage.name}: {sentence}", file=sys.stderr)
+            tracker.status = status
             return status
 
         record = read_json(job.scratch / RECORD)
@@ -98,6 +103,7 @@ def _launch(arguments: list[str]) -> int:
             tree, stage.name, job.image, key, settings, record, gpus=job.gpus, pinned=chosen.pinned, image_id=chosen.image_id
         )
         shutil.rmtree(job.scratch)
+        tracker.status = 0
     print(f"{stage.name}: wrote {', '.join(stage.outs)} in {record['seconds']:.1f} s", flush=True)
     return 0
 

@@ -1,7 +1,6 @@
 """What ran, where and how long: results/timing/<stage>.json, apart from every out."""
 
 import hashlib
-import os
 import platform
 import re
 import shutil
@@ -65,17 +64,28 @@ def recipe(tree: Path, image: str) -> str:
     return hashlib.sha256(b"".join((tree / "docker" / name).read_bytes() for name in recipe_files(image))).hexdigest()[:16]
 
 
+def pinned_versions(lock: Path) -> dict[str, set[str]]:
+    """The versions that a lock pins of each package: several where platforms differ."""
+    if not lock.is_file():
+        raise InputError(f"{lock} is missing: write it with `docker/lock {lock.stem}`")
+    pinned: dict[str, set[str]] = {}
+    for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock.read_text(encoding="utf-8"), re.MULTILINE):
+        pinned.setdefault(_normal(name), set()).add(version)
+    return pinned
+
+
+def _normal(name: str) -> str:
+    """A package's name as every tool writes it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def differing_versions(lock: Path) -> list[str]:
     """Packages whose installed version is not the lock's, as `torch 2.12.0 (lock: 2.13.0)`.
 
     A package that the lock names and this Python has no need of (another platform's) is passed over.
     """
-    if not lock.is_file():
-        raise InputError(f"{lock} is missing: write it with `docker/lock {lock.stem}`")
-    installed = {re.sub(r"[-_.]+", "-", dist.name).lower(): dist.version for dist in distributions()}
-    pinned: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock.read_text(encoding="utf-8"), re.MULTILINE):
-        pinned.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)
+    pinned = pinned_versions(lock)
+    installed = {_normal(dist.name): dist.version for dist in distributions()}
     return sorted(
         f"{name} {installed[name]} (lock: {' or '.join(sorted(versions))})"
         for name, versions in pinned.items()

@@ -99,7 +99,7 @@ def read_results(folder: Path) -> Results:
         pairs=metrics["pairs"],
         about=comparison["models"],
         gains=comparison["gains"],
-        curves={path.stem: rows for path in sorted((folder / PLOTS).glob("*.csv")) if (rows := _read_curve(path))},
+        curves={path.stem: rows for path in sorted((folder / PLOTS).glob("*.csv")) if (rows := read_curve(path))},
         keys=keys,
         timing={name: record for name, record in timing.items() if record.get("key") == keys[name]},
         sources=read_json(folder / SOURCES) if (folder / SOURCES).is_file() else {},
@@ -112,7 +112,7 @@ def read_results(folder: Path) -> Results:
     )
 
 
-def _read_curve(path: Path) -> list[Row]:
+def read_curve(path: Path) -> list[Row]:
     """A curve's rows, without what is no number; of a table of another kind, such as pass_at_1.csv, no row at all."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if "step" in row]

@@ -254,7 +254,8 @@ def _prepare(commit: Commit, clone: Path, stages: Sequence[str], engine: str | N
     params["run"]["local_files"] = str((commit.tree / params["run"]["local_files"]).resolve())
     if engine:
         params["run"]["engine"] = engine
-    yaml.dump(params, clone / "params.yaml")  # `run` belongs to no stage: the lock stays
+    params["tracking"].update(wandb="disabled", tensorboard=False)  # a rebuild is no experiment
+    yaml.dump(params, clone / "params.yaml")  # neither section belongs to a stage: the lock stays
 
     added = [path for path in commit.tracked if path.endswith(".dvc")]  # a teacher's replies
     if added:

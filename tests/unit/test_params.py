@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from stages.harness.errors import InputError
-from stages.harness.params import SECTIONS, STAGES, Images, Run, StageParams, Tracking, read_params, section, section_of
+from stages.harness.params import SECTIONS, STAGES, Images, Run, StageParams, read_params, section, section_of
+from stages.host.tracking import Tracking
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROFILES = sorted(path for path in (ROOT / "params").glob("*.yaml") if not path.stem.endswith(".lock"))

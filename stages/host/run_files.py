@@ -1,0 +1,95 @@
+"""What a run is made of, and what its stage has written, read for tracking: while it runs, and when it has ended."""
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from stages.harness.jsonl import read_json, read_rows
+from stages.host.provenance import pinned_versions, read_timing, recipe
+from stages.host.results import METRICS, SOURCES, TEST, read_curve
+from stages.host.tracking import Followed
+from stages.training.curves import Curve
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "vllm", "llama-cpp-python")
+LIVE = Path("checkpoints/curve.jsonl")  # in the scratch folder: the curve's rows as a stage logs them, where it does
+SAMPLE = 100  # completions of a table
+COLUMNS = ("id", "prompt", "question", "completion", "gold answer", "answer", "correct")
+
+Figures = dict[str, float]
+
+
+def config(run: Followed) -> dict[str, Any]:
+    """What the run is made of: parameters, data, image and libraries."""
+    tree = Path(run.tree)
+    pinned = pinned_versions(tree / "docker" / f"{run.image}.lock")
+    return {
+        "profile": run.profile,
+        **run.params,
+        "key": run.key,
+        "image": {"role": run.role, "name": run.image, "recipe": recipe(tree, run.image)},
+        "versions": {name: " or ".join(sorted(pinned[name])) for name in LIBRARIES if name in pinned},
+        **data_pins(run, at_the_end=False),
+    }
+
+
+def data_pins(run: Followed, *, at_the_end: bool) -> dict[str, Any]:
+    """Revision and hashes of every source; those that the stage itself writes are known at its end."""
+    path = Path(run.tree) / SOURCES
+    if at_the_end != (str(SOURCES.parent) in run.outs) or not path.is_file():
+        return {}
+    kept = ("revision", "rows", "files")
+    return {"data": {name: {key: about.get(key) for key in kept} for name, about in read_json(path).items()}}
+
+
+class Ended:
+    """What a stage that ended well has written, as far as tracking shows it."""
+
+    def __init__(self, run: Followed) -> None:
+        tree = Path(run.tree)
+        self.curve: dict[int, Figures] = {}
+        self.summary: dict[str, Any] = {"timing": read_timing(tree, run.stage)}
+        self.config = data_pins(run, at_the_end=True)
+        self.completions: list[list[Any]] = []
+        for out in map(Path, run.outs):
+            if out.suffix == ".csv":
+                self.curve = {int(row.pop("step")): row for row in read_curve(tree / out)}
+            elif out == METRICS or out.parent.name == "metrics":
+                self.summary |= read_json(tree / out)
+            elif out.suffix == ".jsonl":
+                self.completions = sample(list(read_rows(tree / out)), tree / TEST)
+
+
+def live_rows(scratch: Path) -> dict[int, Figures]:
+    """A running stage's rows so far: those that it writes as it logs them, else those that its newest checkpoint holds."""
+    curve = Curve()
+    if (scratch / LIVE).is_file():
+        for line in (scratch / LIVE).read_bytes().split(b"\n")[:-1]:  # what follows the last end of line is still being written
+            with suppress(ValueError, KeyError):  # cut off by a kill, before a resumed run went on
+                row = json.loads(line)
+                curve.add(row.pop("step"), **row)
+        return curve.rows
+    checkpoints = [path for path in scratch.glob("checkpoints/checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    for folder in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            logs = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+        except (OSError, ValueError):  # half written, or just being removed
+            continue
+        for log in logs:
+            curve.add_log(log["step"], log)
+        break
+    return curve.rows
+
+
+def sample(predictions: list[dict[str, Any]], test: Path) -> list[list[Any]]:
+    """Predictions at even distances as rows of COLUMNS, with their questions and gold answers where the test set is here."""
+    gold = {row["id"]: row for row in read_rows(test)} if test.is_file() else {}
+    every = max(1, -(-len(predictions) // SAMPLE))
+    return [
+        [
+            row["id"], row.get("form") or row.get("prompt"), gold.get(row["id"], {}).get("question"), row["completion"],
+            gold.get(row["id"], {}).get("answer"), row.get("answer"), row.get("correct"),
+        ]
+        for row in predictions[::every]
+    ]  # fmt: skip
