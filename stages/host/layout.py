@@ -114,7 +114,7 @@ class Asking:
     def parts(self, gguf: str) -> Iterator[Part]:
         """What Ollama reads: a Modelfile, and for a model that it brings from the hub by itself, template and params."""
         go = render(self.template, "{{ .Prompt }}")  # a Go template of one question, which is all that the model was taught
-        stops = "".join(f"PARAMETER stop {json.dumps(text)}\n" for text in self.stops)
+        stops = "".join(f'PARAMETER stop "{text}"\n' for text in self.stops)  # a Modelfile knows no escapes: a line's end stands as it is
         modelfile = f'FROM ./{gguf}\nTEMPLATE """{go}"""\nPARAMETER temperature 0\n{stops}'
         params = json.dumps({"temperature": 0, "stop": self.stops}, indent=2)
         for name, text in zip(OLLAMA, (modelfile, go, f"{params}\n"), strict=True):

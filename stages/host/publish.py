@@ -204,7 +204,7 @@ def _not_as_locked(commit: Commit, run: Made, chosen: Chosen) -> Iterator[str]:
     for path in [*sorted(needed), *looked_at]:
         if path in needed and not (commit.tree / path).exists():
             yield f"{path} is not here: bring it with `dvc pull`, or make it with `dvc repro`"
-        elif path in locked and (found := difference(commit.tree, path, locked[path], commit.cache)):
+        elif path in locked and (found := difference(commit.tree, path, locked[path])):
             yield " ".join(found)
 
 

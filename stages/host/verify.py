@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,17 @@ from stages.harness.errors import InputError
 from stages.harness.params import read_params
 from stages.host.cache import Cache, difference, outside_a_run
 from stages.host.differences import Difference, differences, first_value
-from stages.host.graph import DVC, GraphStage, entry_deps, entry_outs, files_of, lock_outs, lock_stages, parse_yaml, read_graph
+from stages.host.graph import (
+    DVC,
+    GraphStage,
+    entry_deps,
+    entry_outs,
+    files_of,
+    lock_outs,
+    lock_stages,
+    parse_yaml,
+    read_graph,
+)
 from stages.host.launcher import die_with_parent, locked, remove
 from stages.host.provenance import TIMING, read_timing
 
@@ -92,7 +102,7 @@ class Commit:
             raise InputError(f"{tree} is not a git repository with a commit: only what is committed can be rebuilt") from None
         lock = self.text("dvc.lock")
         if lock is None:
-            raise InputError("HEAD has no dvc.lock: run `dvc repro`, commit what it wrote, and run verify again")
+            raise InputError("HEAD has no dvc.lock: run `dvc repro`, commit what it wrote, and run this again")
         try:
             self.lock: dict[str, dict[str, Any]] = parse_yaml(lock).get("stages", {})
         except YAMLError as error:
@@ -100,7 +110,11 @@ class Commit:
                              "`dvc repro` and commit it anew") from None  # fmt: skip
         self.tracked = set(_git(tree, "ls-tree", "-r", "--name-only", "-z", "HEAD").split("\0"))
         self.hashes: dict[str, str] = {}
-        self.cache = Cache(tree)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """DVC's cache here; to ask where that is takes a second."""
+        return Cache(self.tree)
 
     def content(self, path: str | Path) -> bytes | None:
         """A file of the commit, or None."""
