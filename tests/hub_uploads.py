@@ -105,9 +105,11 @@ class _HubItself(HubItself):
         return self.say_json({"url": f"{self.hub.endpoint}/{organization}/{name}"})
 
     def validate(self, content: str) -> None:
-        """As far as the client can say: metadata that it reads back, scores too."""
+        """As far as the client can say: metadata that it reads back, scores too, and a licence by its identifier."""
         try:
-            ModelCard(content)
+            license = ModelCard(content).data.license
+            if license and not re.fullmatch(r"[a-z0-9.-]+", license):
+                raise ValueError('"license" must be one of [apache-2.0, mit, ...]')
         except ValueError as error:
             return self.say(400, json.dumps({"errors": [{"message": str(error)}], "warnings": []}).encode())
         return self.say_json({"errors": [], "warnings": []})

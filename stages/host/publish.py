@@ -222,7 +222,7 @@ def _one_sentence(to: str) -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, (HfHubHTTPError, httpx.HTTPError, httpx.InvalidURL, OfflineModeIsEnabled)):
             cause = cause.__cause__ or cause.__context__
-        if cause is None and not isinstance(error, (RuntimeError, OSError)):  # as the client's faster protocol, Xet, ends
+        if cause is None and not isinstance(error, (RuntimeError, OSError, ValueError)):  # Xet, the client's faster protocol; an odd answer
             raise
         raise InputError(_sentence(cause or error, to, " ".join(str(error).split()))) from None
 
@@ -238,11 +238,13 @@ def _sentence(error: BaseException, to: str, told: str) -> str:
         case errors.HfHubHTTPError() if status in (401, 403, 404):
             return f"{hub} refuses {to} ({status}): set HF_TOKEN to a valid token that may write there, or mend the name"
         case errors.HfHubHTTPError() if status == 400 and told.startswith("Invalid metadata"):
-            return f"{hub} does not take the card: {told}"
+            return f"{hub} does not take the card ({told}): mend --license, or what params.yaml says"
         case errors.HfHubHTTPError() if status == 412:
             return f"{to} has been changed by somebody else meanwhile: look at it, then run again"
         case errors.HfHubHTTPError():
             return f"{hub} answers {status} for {to}: run again when the hub is well; {kept}"
+        case ValueError():
+            return f"{hub} does not answer as a hub does: mend HF_ENDPOINT, or run again; {kept}"
         case _:
             reason = re.sub(r"\?\S*", "", str(error)) or type(error).__name__
             return f"{hub} is out of reach or breaks off ({reason}): mend the network or HF_ENDPOINT and run again; {kept}"

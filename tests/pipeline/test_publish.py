@@ -262,7 +262,7 @@ def test_an_upload_that_was_cut_goes_on_with_what_is_missing(place, hub):
     assert hub.files(TO)["model.safetensors"] == (place / "models/merged/grpo/model.safetensors").read_bytes()
 
 
-def test_a_wrong_token_none_and_a_hub_out_of_reach_are_one_sentence(place, hub):
+def test_whatever_the_hub_refuses_is_one_sentence_without_the_token(place, hub):
     wrong = publish(place, hub, "--adapter", HF_TOKEN="hf_" + "another")
     refused(wrong, f"refuses {TO} (401): set HF_TOKEN to a valid token that may write there")
     assert "another" not in wrong.stdout
@@ -270,6 +270,9 @@ def test_a_wrong_token_none_and_a_hub_out_of_reach_are_one_sentence(place, hub):
     refused(publish(place, hub, "--adapter", HF_ENDPOINT="http://127.0.0.1:9"), "http://127.0.0.1:9 is out of reach or breaks off")
     hub.plant("/preupload/main", status=507)
     refused(publish(place, hub, "--adapter"), f"answers 507 for {TO}: run again when the hub is well")
+    hub.plant("/api/validate-yaml", status=200)
+    refused(publish(place, hub, "--adapter"), "does not answer as a hub does: mend HF_ENDPOINT")
+    refused(publish(place, hub, "--adapter", "--license", "My Own"), 'does not take the card (Invalid metadata in README.md. - "license" must be')
 
 
 def test_somebody_elses_repository_is_left_as_it_is(place, hub):
