@@ -1,96 +1,22 @@
 """The card of a published model: what was measured, what it was made of, how it is run and how it is made again."""
 
-import hashlib
 import json
-import re
-import subprocess
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from stages.corpus.chat_format import render
-from stages.harness.jsonl import read_json, read_rows
-from stages.host import layout
-from stages.host.graph import GraphStage, entry_deps, entry_key, entry_outs
-from stages.host.layout import Asking, Chosen, Part
-from stages.host.licences import BASE, Row, in_words, ingredients, licence_of
-from stages.host.results import BASE_SOURCE, COMPARISON, METRICS, PREDICTIONS, SOURCES, TEST, stage_of
+from stages.host.layout import Chosen, Part
+from stages.host.licences import BASE, in_words, licence_of
+from stages.host.measured import Measured
+from stages.host.results import Row, stage_of
 from stages.host.tables import ORIGINS
 from stages.host.wording import hundred, number, p_value, percent, points, seconds
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "vllm", "llama-cpp-python")  # those that shape weights
-ADDRESS = re.compile(r"https://(?:[^/@]*@)?(.+)")  # without who asks, and a password perhaps
 
 
-@dataclass(frozen=True)
-class Made:
-    """A model as it was made and measured: the commit's parameters, lock and records, and the results here."""
-
-    model: str
-    params: dict[str, Any]
-    graph: dict[str, GraphStage]
-    lock: dict[str, Row]  # dvc.lock's entries by stage
-    records: dict[str, Row]  # the committed timing records of those very runs
-    commit: str
-    lock_sha256: str
-    origin: str | None  # where the repository can be had
-    metrics: Row
-    comparison: Row
-    sources: dict[str, Row]  # data/raw/sources.json, or nothing where it is not here
-    base_source: Row | None  # of a published base: its repository, commit and terms
-    asking: Asking
-    example: tuple[str, Row] | None  # the test's first question and the answer to it, where they are here
-    packages: dict[str, str]  # versions that the lock of the training image pins
-
-    @property
-    def base_is_here(self) -> bool:
-        """Was the base made by this run? Then it is on no hub."""
-        return self.params["base_model"]["kind"] != "hub"
-
-    @property
-    def ingredients(self) -> dict[str, Row]:
-        return ingredients(self.model, self.params, self.sources, self.base_source)
-
-    def lineage(self) -> list[str]:
-        """The stages whose runs led to the weights, first to last."""
-        made = {out: name for name, entry in self.lock.items() for out in entry_outs(entry)}
-        found: dict[str, None] = {}
-
-        def walk(out: str) -> None:
-            if (name := made.get(out)) and name not in found:
-                for dep in entry_deps(self.lock[name]):
-                    walk(dep)
-                found[name] = None
-
-        walk(str(layout.weights_of(self.model)))
-        return list(found)
-
-
-def made(tree: Path, model: str, params: dict[str, Any], graph: dict[str, GraphStage], commit) -> Made:
-    """Reads all of it; `commit` is a verify.Commit. Raises InputError where there are no results."""
-    comparison, metrics = read_json(tree / COMPARISON), read_json(tree / METRICS)
-    prompt = comparison["models"][model]["prompt"]
-    template = tree / "models" / model / "chat_template.jinja" if model != "base" else tree / f"data/mix/prompts/{prompt}.jinja"
-    records = {name: commit.record(name) for name in commit.lock}
-    role = graph[stage_of(model)].command.split()[1]  # docker/run ROLE STAGE
-    return Made(
-        model=model, params=params, graph=graph, lock=commit.lock,
-        records={name: record for name, record in records.items() if record.get("key") == entry_key(commit.lock[name])},
-        commit=commit.id,
-        lock_sha256=hashlib.sha256(commit.content("dvc.lock") or b"").hexdigest(),
-        origin=_origin(tree),
-        metrics=metrics, comparison=comparison,
-        sources=read_json(tree / SOURCES) if (tree / SOURCES).is_file() else {},
-        base_source=read_json(tree / BASE_SOURCE) if (tree / BASE_SOURCE).is_file() else None,
-        asking=Asking(prompt, template.read_text(encoding="utf-8") if template.is_file() else "", params["eval_gguf"]["scored"]),
-        example=_example(tree, model),
-        packages=_pinned(commit.text(f"docker/{params['images'][role]}.lock") or ""),
-    )  # fmt: skip
-
-
-def card(run: Made, to: str, chosen: Chosen, files: list[Part], license: str | None, read: tuple[str, ...]) -> str:
+def card(run: Measured, to: str, chosen: Chosen, files: list[Part], license: str | None, read: tuple[str, ...]) -> str:
     """The card as README.md holds it; what the hub reads stands in YAML before the text."""
     from huggingface_hub import ModelCard
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -113,7 +39,7 @@ def card(run: Made, to: str, chosen: Chosen, files: list[Part], license: str | N
     return ModelCard(f"---\n{metadata(run, to, chosen, license).to_yaml()}\n---\n\n{text}").content
 
 
-def metadata(run: Made, to: str, chosen: Chosen, license: str | None):
+def metadata(run: Measured, to: str, chosen: Chosen, license: str | None):
     """A ModelCardData: what the hub's search, pages and leaderboards read."""
     from huggingface_hub import ModelCardData
 
@@ -131,7 +57,7 @@ def metadata(run: Made, to: str, chosen: Chosen, license: str | None):
     )
 
 
-def _eval_results(run: Made) -> Iterator[Any]:
+def _eval_results(run: Measured) -> Iterator[Any]:
     """The model's own scores, as metrics.json has them, for the card's model-index."""
     from huggingface_hub import EvalResult
 
@@ -150,7 +76,7 @@ def _title(model: str) -> str:
     return {"base": "base model", "sft": "SFT", "qlora": "QLoRA", "grpo": "GRPO", "orpo": "ORPO"}[model]
 
 
-def _base(run: Made) -> str:
+def _base(run: Measured) -> str:
     """What the base is, as a clause."""
     if run.base_source:
         return f"[{run.base_source['repo']}](https://huggingface.co/{run.base_source['repo']}) at {run.base_source['revision'][:12]}"
@@ -158,7 +84,7 @@ def _base(run: Made) -> str:
     return f"a Qwen2-shaped model{f' of {weights:,} weights' if weights else ''}, pretrained from nothing for this comparison"
 
 
-def _scores(run: Made) -> Iterator[tuple[str, Row]]:
+def _scores(run: Measured) -> Iterator[tuple[str, Row]]:
     """The rows of the table of scores: the model, its GGUF form, and what it started from."""
     names = {run.model: "**this model**", f"{run.model}-gguf": f"this model, GGUF {run.asking.scored}"}
     names |= {"sft": "sft, which it started from"} if run.model == "grpo" else {}
@@ -166,12 +92,12 @@ def _scores(run: Made) -> Iterator[tuple[str, Row]]:
     return ((title, run.metrics["models"][name]) for name, title in names.items() if name in run.metrics["models"])
 
 
-def _pairs(run: Made) -> Iterator[tuple[str, Row]]:
+def _pairs(run: Measured) -> Iterator[tuple[str, Row]]:
     """The paired tests that the model was in."""
     return ((name.replace("_vs_", " against "), pair) for name, pair in run.metrics["pairs"].items() if run.model in name.split("_vs_"))
 
 
-def _parameters(run: Made) -> str:
+def _parameters(run: Measured) -> str:
     """The sections of params.yaml that shaped the weights, as YAML, from the lock; those of data apart, which are many."""
     from ruamel.yaml import YAML
     from ruamel.yaml.compat import StringIO
@@ -186,7 +112,7 @@ def _parameters(run: Made) -> str:
     return text.getvalue().rstrip()
 
 
-def _data(run: Made) -> Iterator[Row]:
+def _data(run: Measured) -> Iterator[Row]:
     """What the model was made of and tested on, a row each."""
     scored = {"test": run.sources["test"]} if "test" in run.sources else {}
     for name, source in {**run.ingredients, **scored}.items():
@@ -200,27 +126,6 @@ def _data(run: Made) -> Iterator[Row]:
                "used": "scored on, never trained on" if name == "test" else "decides when training stops" if name == "validation" else "trained on"}  # fmt: skip
 
 
-def _runs(run: Made) -> Iterator[tuple[str, Row]]:
+def _runs(run: Measured) -> Iterator[tuple[str, Row]]:
     """The records of the stages that made the weights, where they are of those very runs."""
     return ((name, run.records[name]) for name in run.lineage() if name in run.records)
-
-
-def _example(tree: Path, model: str) -> tuple[str, Row] | None:
-    """The test's first question and the model's answer to it, whatever that is."""
-    answers, test = tree / PREDICTIONS / f"{model}.jsonl", tree / TEST
-    if not (answers.is_file() and test.is_file()):
-        return None
-    return next(read_rows(test))["question"], next(read_rows(answers))
-
-
-def _origin(tree: Path) -> str | None:
-    """Where the repository can be had, if git's origin is an address that others can open."""
-    url = subprocess.run(["git", "remote", "get-url", "origin"], cwd=tree, capture_output=True, text=True).stdout.strip()
-    address = ADDRESS.fullmatch(url)
-    return f"https://{address[1]}" if address else None
-
-
-def _pinned(lock: str) -> dict[str, str]:
-    """The packages that shape weights, as a lock of docker/ pins them."""
-    found: Mapping[str, str] = dict(re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock, re.MULTILINE))
-    return {name: found[name] for name in PACKAGES if name in found}

@@ -17,9 +17,10 @@ from ruamel.yaml import YAML
 
 from stages.harness.jsonl import read_json, read_rows, write_json
 from stages.harness.params import read_params
-from stages.host import card as cards
+from stages.host.card import card
 from stages.host.graph import hash_of, read_graph, read_yaml
 from stages.host.layout import choose, parts
+from stages.host.measured import measured
 from stages.host.verify import Commit
 from tests.hub_server import serving
 from tests.hub_uploads import WritableHub
@@ -376,10 +377,10 @@ def test_the_card_in_the_docs_is_what_is_written_now():
     """But for the commit, the lock's hash and seconds; `docs/publishing.md` has the command that writes it."""
     commit = Commit(ROOT)
     params = read_params(ROOT / "params.yaml")
-    run = dataclasses.replace(cards.made(ROOT, "grpo", params, read_graph(ROOT, params), commit), origin=None)
+    run = dataclasses.replace(measured(ROOT, "grpo", params, read_graph(ROOT, params), commit), origin=None)
     chosen = choose("grpo", params, False, False, ())
     to = "your-name/mathmind-grpo"
-    now = cards.card(run, to, chosen, list(parts(ROOT, "grpo", to, chosen, None, run.asking)), None, ())
+    now = card(run, to, chosen, list(parts(ROOT, "grpo", to, chosen, None, run.asking)), None, ())
     assert _timeless((ROOT / "docs/card.md").read_text(encoding="utf-8")) == _timeless(now)
 
 
