@@ -118,12 +118,13 @@ def _data(run: Measured) -> Iterator[Row]:
     for name, source in {**run.ingredients, **scored}.items():
         if source.get("repo"):
             kind = "" if name == BASE else "datasets/"
-            origin = f"[{source['repo']}](https://huggingface.co/{kind}{source['repo']}) at {source.get('revision', 'no known commit')[:12]}"
+            origin = f"[{source['repo']}](https://huggingface.co/{kind}{source['repo']}) at {source['revision'][:12]}"
         else:
             origin = ORIGINS.get(source["kind"], f"answers of {source.get('model')}")
         digests = ", ".join(file["sha256"][:16] for file in source.get("files", ())[:3])
+        used = {"test": "scored on, never trained on", "validation": "decides when training stops", BASE: "trained from"}
         yield {"name": name, "origin": origin, "rows": source.get("rows"), "licence": in_words(source), "sha256": digests,
-               "used": "scored on, never trained on" if name == "test" else "decides when training stops" if name == "validation" else "trained on"}  # fmt: skip
+               "used": used.get(name, "trained on")}  # fmt: skip
 
 
 def _runs(run: Measured) -> Iterator[tuple[str, Row]]:

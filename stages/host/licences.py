@@ -39,7 +39,7 @@ def ingredients(model: str, params: Mapping[str, Any], sources: Mapping[str, Row
     names = [*(base["sources"] if base["kind"] == "pretrain" else ()), *(orpo if model == "orpo" else READS[model])]
     if model in ("qlora", "sft", "grpo"):
         names.append("validation")  # decides when training stops
-    found = {BASE: {"kind": "hub", **(base_source or {"repo": base["repo"]})}} if base["kind"] == "hub" else {}
+    found = {BASE: {"kind": "hub", **base_source}} if base_source else {}
     found |= {name: sources[name] for name in dict.fromkeys(names) if name in sources}
     return found | ({TEACHER: {"kind": TEACHER, "model": pairs["teacher"]["model"]}} if taught else {})
 
@@ -66,7 +66,7 @@ def licence_of(made_of: Mapping[str, Row], own: str | None) -> dict[str, str]:
     """
     binding = next((source for name, source in made_of.items() if _binds(name, source)), None) or made_of.get(BASE)
     terms = {name: binding[name] for name in ("license", "license_name", "license_link") if binding and binding.get(name)}
-    if own and terms and own != terms["license"]:
+    if own and terms and own != terms.get("license"):
         raise InputError(f"--license {own}: what the model is made of asks for {in_words(terms)}: leave --license out")
     return terms or ({"license": own} if own else {})
 

@@ -41,7 +41,7 @@ class Measured:
     @property
     def base_is_here(self) -> bool:
         """Was the base made by this run? Then it is on no hub."""
-        return self.params["base_model"]["kind"] != "hub"
+        return self.base_source is None
 
     @property
     def ingredients(self) -> dict[str, Row]:
@@ -77,11 +77,18 @@ def measured(tree: Path, model: str, params: dict[str, Any], graph: dict[str, Gr
         origin=_origin(tree),
         metrics=metrics, comparison=comparison,
         sources=read_json(tree / SOURCES) if (tree / SOURCES).is_file() else {},
-        base_source=read_json(tree / BASE_SOURCE) if (tree / BASE_SOURCE).is_file() else None,
+        base_source=_base_source(tree, params["base_model"]),
         asking=Asking(prompt, template.read_text(encoding="utf-8") if template.is_file() else "", params["eval_gguf"]["scored"]),
         example=_example(tree, model),
         packages=_pinned(commit.text(f"docker/{params['images'][role]}.lock") or ""),
     )  # fmt: skip
+
+
+def _base_source(tree: Path, base: Row) -> Row | None:
+    """What a published base's folder says of it; where that is not here, its repository alone. Nothing for a base made here."""
+    if base["kind"] != "hub":
+        return None
+    return read_json(tree / BASE_SOURCE) if (tree / BASE_SOURCE).is_file() else {"repo": base["repo"], "revision": "unknown"}
 
 
 def _example(tree: Path, model: str) -> tuple[str, Row] | None:

@@ -373,15 +373,48 @@ def test_what_cannot_be_asked_for_is_one_sentence(original, arguments, sentence)
     refused(publish(original, None, *arguments), sentence)
 
 
+def run_here(model):
+    """A model of this working tree as the card sees it, from a repository whose address nobody knows."""
+    params = read_params(ROOT / "params.yaml")
+    return dataclasses.replace(measured(ROOT, model, params, read_graph(ROOT, params), Commit(ROOT)), origin=None)
+
+
+def rendered(run, adapter=False, merged=False, gguf=(), to="your-name/mathmind-grpo", read=()):
+    chosen = choose(run.model, run.params, adapter, merged, gguf)
+    return card(run, to, chosen, list(parts(ROOT, run.model, to, chosen, run.base_source, run.asking)), None, read)
+
+
+def test_the_card_of_a_published_base_names_it_and_its_terms_and_calls_nothing_a_toy():
+    from huggingface_hub import ModelCard
+
+    source = {"repo": "Qwen/Qwen1.5-4B", "revision": 40 * "b", "license": "other", "license_name": "tongyi-qianwen-research",
+              "license_link": "https://example.org/LICENSE", "gated": False}  # fmt: skip
+    test = {"kind": "hub", "repo": "openai/gsm8k", "revision": 40 * "c", "license": "mit", "gated": False, "rows": 1319}
+    run = run_here("grpo")
+    run = dataclasses.replace(run, base_source=source, sources={**run.sources, "rl": {**test, "repo": "team/rl"}, "test": test})
+    read = ModelCard(rendered(run, adapter=True, read=("base-model",)))
+    assert read.data.base_model == source["repo"] and read.data.base_model_relation == "adapter" and read.data.library_name == "peft"
+    assert (read.data.license, read.data.license_name, read.data.license_link) == ("other", source["license_name"], source["license_link"])
+    assert read.data.datasets == ["team/rl"]
+    assert {(result.dataset_type, result.dataset_revision) for result in read.data.eval_results} == {("openai/gsm8k", 40 * "c")}
+    assert f'from_pretrained("Qwen/Qwen1.5-4B", revision="{40 * "b"}")' in read.text
+    assert "toy" not in read.text and "generated problems" not in read.text and "vllm serve" not in read.text and "ollama" not in read.text
+    assert "has read the terms of base-model" in read.text and "given under tongyi-qianwen-research (https://example.org/LICENSE)" in read.text
+    compile(re.search(r"```python\n(.*?)```", read.text, re.DOTALL)[1], "card", "exec")
+
+
+@pytest.mark.parametrize("model", ["base", "sft", "qlora", "orpo"])
+def test_every_model_has_a_card(model):
+    text = rendered(run_here(model))
+    assert ("has no chat template" in text) == (model == "base") and ("subfolder=\"adapter\"" in text) == (model != "base")
+    assert "**This is a toy.**" in text and not re.search(r"\n\n\n", text) and not re.search(r"[ \t]+$", text, re.MULTILINE)
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        compile(code, "card", "exec")
+
+
 def test_the_card_in_the_docs_is_what_is_written_now():
     """But for the commit, the lock's hash and seconds; `docs/publishing.md` has the command that writes it."""
-    commit = Commit(ROOT)
-    params = read_params(ROOT / "params.yaml")
-    run = dataclasses.replace(measured(ROOT, "grpo", params, read_graph(ROOT, params), commit), origin=None)
-    chosen = choose("grpo", params, False, False, ())
-    to = "your-name/mathmind-grpo"
-    now = card(run, to, chosen, list(parts(ROOT, "grpo", to, chosen, None, run.asking)), None, ())
-    assert _timeless((ROOT / "docs/card.md").read_text(encoding="utf-8")) == _timeless(now)
+    assert _timeless((ROOT / "docs/card.md").read_text(encoding="utf-8")) == _timeless(rendered(run_here("grpo")))
 
 
 def _timeless(card):
