@@ -28,7 +28,7 @@ class WritableHub(Hub):
     def __init__(self, folder: Path, org: str = "team", token: str = "hf_" + "mayWrite") -> None:
         self.org, self.token = org, token
         self.objects: dict[str, bytes] = {}  # large files that have come whole, by SHA-256
-        self.stall_after: int | None = None  # bytes of a large file, then the storage reads no more
+        self.stalled: set[str] = set()  # large files, by SHA-256, of which the storage reads a little and no more while they stand here
         super().__init__(folder)
 
     def handlers(self):
@@ -147,11 +147,14 @@ class _Storage(Storage):
         self.begin()
 
     def read_body(self) -> bytes:
-        """Also one that comes in chunks; stops reading where that is planted, until the sender has gone."""
-        if self.hub.stall_after is not None and self.command == "PUT":
-            self.rfile.read(self.hub.stall_after)
-            self.hub.stall_after = None
-            time.sleep(60)
+        """Also one that comes in chunks; stops reading where that is planted."""
+        oid = self.path.partition("?")[0].rpartition("/")[2]
+        if oid in self.hub.stalled:
+            self.rfile.read(1000)
+            while oid in self.hub.stalled:
+                time.sleep(0.05)
+            self.close_connection = True
+            return b""
         if self.headers.get("Transfer-Encoding") != "chunked":
             return super().read_body()
         body = b""

@@ -33,7 +33,7 @@ def card(run: Measured, to: str, chosen: Chosen, files: list[Part], license: str
         parameters=_parameters(run), data=_data(run), runs=list(_runs(run)), read=read,
         license=licence_of(run.ingredients, license), in_words=in_words,
         n=run.metrics["models"][run.model]["n"], tokens=run.params["eval"]["max_new_tokens"],
-        asked=run.asking, gguf_forms=[form.upper() for form in chosen.gguf], preferred=chosen.gguf and run.asking.preferred(chosen.gguf).upper(),
+        asked=run.asking, preferred=chosen.gguf and run.asking.preferred(chosen.gguf).upper(),
         generated=run.sources.get("test", {}).get("kind") == "generator",
     )  # fmt: skip
     return ModelCard(f"---\n{metadata(run, to, chosen, license).to_yaml()}\n---\n\n{text}").content
@@ -63,7 +63,7 @@ def _eval_results(run: Measured) -> Iterator[Any]:
 
     test, scores = run.sources.get("test", {}), run.metrics["models"][run.model]
     given = run.params["fetch"]["sources"]["test"]
-    name = f"{test['repo']}" if test.get("repo") else f"test problems of mathmind's profile {run.params['profile']}"
+    name = test.get("repo") or f"test problems of mathmind's profile {run.params['profile']}"
     for metric, title in (("pass_at_1", "pass@1, greedy"), ("bleu", "BLEU (sacrebleu) against the worked solution")):
         yield EvalResult(
             task_type="text-generation", task_name="Grade-school maths", metric_type=metric.replace("_at_", "@"), metric_name=title,

@@ -135,4 +135,5 @@ def _sentence(error: BaseException, to: str, told: str) -> str:
             return f"{hub} does not answer as a hub does: mend HF_ENDPOINT, or run again; {kept}"
         case _:
             reason = re.sub(r"\?\S*", "", str(error)) or type(error).__name__
-            return f"{hub} is out of reach or breaks off ({reason}): mend the network or HF_ENDPOINT and run again; {kept}"
+            xet = " (HF_HUB_DISABLE_XET=1, where the hub knows no Xet)" if "xet" in reason else ""
+            return f"{hub} is out of reach or breaks off ({reason}): mend the network or HF_ENDPOINT{xet} and run again; {kept}"
