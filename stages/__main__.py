@@ -214,6 +214,46 @@ def sync(dry_run: bool, json: bool) -> None:
     click.echo(dumps(asdict(synced), indent=2) if json else "\n".join(told(synced)))
 
 
+@main.command()
+@click.argument("model", type=click.Choice(["base", "sft", "qlora", "grpo", "orpo"]))
+@click.option("--to", required=True, metavar="ORG/NAME", help="the repository on the hub; made where there is none")
+@click.option("--public", is_flag=True, help="for everybody to see; else the repository is private")
+@click.option("--adapter", is_flag=True, help="the LoRA adapter, with its tokenizer and chat template")
+@click.option("--merged", is_flag=True, help="the merged 16-bit weights, with the same")
+@click.option("--gguf", multiple=True, metavar="FORM", help="a GGUF file, such as q8_0; may be given again")
+@click.option("--license", metavar="ID", help="what you give the model under, such as mit, where its base and data leave that to you")
+@click.option("--terms-read", multiple=True, metavar="SOURCE", help="you have read the terms of this source, and they allow it; may be given again")
+@click.option("--dry-run", is_flag=True, help="say what would be published and what forbids it, ask no hub, and show the card")
+@click.option("--card", type=click.Path(dir_okay=False, path_type=Path), help="with --dry-run: write the card to this file")
+@click.option("--json", is_flag=True, help="print JSON instead of sentences")
+def publish(
+    model: str, to: str, public: bool, adapter: bool, merged: bool, gguf: tuple[str, ...],
+    license: str | None, terms_read: tuple[str, ...], dry_run: bool, card: Path | None, json: bool,
+) -> None:  # fmt: skip
+    """Uploads a model to a hub, with a card of what was measured; of MODEL everything, or what is chosen of adapter, merged and gguf.
+
+    Everything is the adapter, the merged weights and the GGUF forms of params.yaml's gguf_export.files; of base, its weights and
+    GGUF forms. What the repository holds of an earlier publication and is not chosen now, goes. Refuses what the commit here
+    would not make again, and what a licence forbids. The token is HF_TOKEN, or that of `hf auth login`; the hub is HF_ENDPOINT.
+    """
+    from stages.host import publish as hub
+
+    if card and not dry_run:
+        raise click.UsageError("--card goes with --dry-run: what is published carries its card as README.md")
+    plan = hub.plan(Path.cwd(), model, to, adapter=adapter, merged=merged, gguf=gguf, license=license, read=terms_read)
+    if not dry_run:
+        done = hub.publish(plan, public=public)
+        click.echo(dumps(done.as_json(), indent=2) if json else "\n".join(hub.told(plan, done)))
+        return
+    if card:
+        card.write_text(plan.card, encoding="utf-8")
+    if json:
+        click.echo(dumps({**plan.as_json(), "card": plan.card}, indent=2))
+    else:
+        click.echo("\n".join(hub.foretold(plan, public=public)))
+        click.echo(f"the card is in {card}" if card else f"\n{plan.card}", nl=bool(card))
+
+
 @main.command("plots-page")
 def plots_page() -> None:
     """Writes the page that `dvc plots show` and `dvc plots diff` fill, with Vega inside it; `make .venv` does this."""

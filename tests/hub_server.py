@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from ruamel.yaml import YAML
 
-LARGE = (".parquet", ".safetensors", ".bin")  # kept outside git, under their SHA-256
+LARGE = (".parquet", ".safetensors", ".gguf", ".bin")  # kept outside git, under their SHA-256
 API = re.compile(
     r"/api/(?P<kind>dataset|model)s/(?P<id>[^/]+/[^/]+)(/(?P<what>revision|tree|paths-info)/(?P<commit>[^/]+)(/(?P<path>.*))?)?"
 )
@@ -30,12 +30,13 @@ CHUNK = 2**14
 
 @dataclass
 class Repo:
-    """What the hub knows of a repository; `token` opens it where it is gated."""
+    """What the hub knows of a repository; `token` opens it where it is gated or private."""
 
     folder: Path
     commits: list[str] = field(default_factory=list)  # the newest last: what `main` means
     gated: Literal[False, "auto", "manual"] = False
     token: str | None = None
+    private: bool = False
 
 
 @dataclass
@@ -71,7 +72,11 @@ class Hub:
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.lock = Lock()
-        self.hub, self.storage = _server(self, "hub"), _server(self, "storage")
+        self.hub, self.storage = (_server(self, role, handler) for role, handler in self.handlers().items())
+
+    def handlers(self) -> dict[str, type["_Handler"]]:
+        """What answers the hub's requests, and the storage's."""
+        return {"hub": HubItself, "storage": Storage}
 
     @property
     def endpoint(self) -> str:
@@ -110,9 +115,9 @@ class Hub:
 
 
 @contextmanager
-def serving(folder: Path):
+def serving(folder: Path, kind: type[Hub] = Hub):
     """A Hub that serves repositories below a folder while the context lasts."""
-    hub = Hub(folder)
+    hub = kind(folder)
     for server in (hub.hub, hub.storage):
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
@@ -123,8 +128,8 @@ def serving(folder: Path):
             server.server_close()
 
 
-def _server(hub: Hub, role: Literal["hub", "storage"]) -> ThreadingHTTPServer:
-    handler = type("Handler", (_Hub if role == "hub" else _Storage,), {"hub": hub, "role": role})
+def _server(hub: Hub, role: str, answers: type["_Handler"]) -> ThreadingHTTPServer:
+    handler = type("Handler", (answers,), {"hub": hub, "role": role})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     server.block_on_close = False
@@ -152,13 +157,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def begin(self) -> None:
         url = urlsplit(self.path)
-        self.form = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        self.body = self.read_body()
         self.query, self.url_path = parse_qs(url.query), unquote(url.path)
         self.hub.seen.append(Seen(self.role, self.command, self.url_path, self.headers))
         if self.command != "HEAD" and (fault := self.hub.fault(self.url_path, of_body=False)):
             self.say(fault.status, headers=fault.headers)
         else:
             self.answer()
+
+    def read_body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def answer(self) -> None:
         raise NotImplementedError
@@ -205,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
 
-class _Storage(_Handler):
+class Storage(_Handler):
     """A storage host: large files under signed addresses, for whoever has the address."""
 
     def answer(self) -> None:
@@ -215,7 +223,7 @@ class _Storage(_Handler):
         return self.say_file(self.hub.repos[kind, f"{owner}/{name}"].folder / commit / path, {})
 
 
-class _Hub(_Handler):
+class HubItself(_Handler):
     """The hub itself: what it knows of repositories, and small files."""
 
     def answer(self) -> None:
@@ -223,6 +231,8 @@ class _Hub(_Handler):
             return self.say(404)
         kind, id, commit = asked["kind"] or "model", asked["id"], asked["commit"] or "main"
         if (repo := self.hub.repos.get((kind, id))) is None:
+            return self.say(401, code="RepoNotFound")
+        if repo.private and self.headers.get("Authorization") != f"Bearer {repo.token}":
             return self.say(401, code="RepoNotFound")
         commit = repo.commits[-1] if commit == "main" else commit
         if commit not in repo.commits:
@@ -233,7 +243,7 @@ class _Hub(_Handler):
         match asked["what"]:
             case None | "revision":
                 return self.say_json({
-                    "id": id, "sha": commit, "private": False, "gated": repo.gated, "tags": [], "downloads": 0, "likes": 0,
+                    "id": id, "sha": commit, "private": repo.private, "gated": repo.gated, "tags": [], "downloads": 0, "likes": 0,
                     "cardData": _card(folder), "siblings": [{"rfilename": name} for name in _files(folder)],
                 })  # fmt: skip
             case "tree":
@@ -241,7 +251,7 @@ class _Hub(_Handler):
                     folder, asked["path"] or "", self.query.get("recursive", ["false"])[0].lower() == "true"
                 )
             case _:
-                paths = parse_qs(self.form).get("paths", [])
+                paths = parse_qs(self.body.decode()).get("paths", [])
                 return self.say_json([_entry(folder, path) for path in paths if (folder / path).exists()])
 
     def tree(self, folder: Path, below: str, recursive: bool) -> None:

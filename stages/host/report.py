@@ -15,6 +15,7 @@ from stages.host.panels import SMOOTHED_FROM
 from stages.host.predictions import missing, pack
 from stages.host.published import MODEL, PROBLEMS, PUBLISHED, SOURCE
 from stages.host.results import ACCOUNTS, Results, is_gguf, model_of, read_results
+from stages.host.wording import hundred, number, p_value, percent, points, seconds
 
 PAGE = Path(__file__).parent / "page"
 REPORT, REPORT_PAGE = Path("results/report.md"), Path("results/report.html")
@@ -81,7 +82,7 @@ def _rendered(template: str, results: Results, *, escape: bool, **more: Any) -> 
     environment.globals.update(
         {name: getattr(tables, name) for name in ("counts", "row_counts", "findings")},
         bar=bar, two_sided=two_sided, model_of=model_of,
-        number=_number, percent=_percent, hundred=_hundred, points=_points, p_value=_p_value, seconds=_seconds,
+        number=number, percent=percent, hundred=hundred, points=points, p_value=p_value, seconds=seconds,
     )  # fmt: skip
     gains = {name: row for name, row in results.gains.items() if not is_gguf(name)}
     forms = tables.gguf_forms(results)
@@ -117,32 +118,3 @@ def _base_model(results: Results) -> str:
     record = results.training("base") or {}
     weights = f" of {record['weights']:,} weights" if "weights" in record else ""
     return f"the base model{weights} was pretrained by this run"
-
-
-def _number(count: int | None) -> str:
-    return "" if count is None else f"{count:,}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
-
-
-def _hundred(share: float) -> str:
-    """A share in hundredths, and BLEU as its papers write it."""
-    return f"{100 * share:.1f}"
-
-
-def _points(difference: float) -> str:
-    """A difference of shares in hundredths, with its sign; a rounded nought has none."""
-    text = f"{100 * difference:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def _p_value(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-300 else "0"
-
-
-def _seconds(seconds: float) -> str:
-    """Seconds with the digits that matter, and hours beside them where they are many."""
-    text = f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.1f}"
-    return f"{text} ({seconds / 3600:.1f} h)" if seconds >= 3600 else text

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,10 @@ class Commit:
         try:
             self.id = _git(tree, "rev-parse", "HEAD").strip()
         except subprocess.CalledProcessError:
-            raise InputError(f"{tree} is not a git repository with a commit: verify rebuilds what is committed") from None
+            raise InputError(f"{tree} is not a git repository with a commit: only what is committed can be rebuilt") from None
         lock = self.text("dvc.lock")
         if lock is None:
-            raise InputError("HEAD has no dvc.lock: run `dvc repro`, commit what it wrote, and run verify again")
+            raise InputError("HEAD has no dvc.lock: run `dvc repro`, commit what it wrote, and run this again")
         try:
             self.lock: dict[str, dict[str, Any]] = parse_yaml(lock).get("stages", {})
         except YAMLError as error:
@@ -100,7 +100,11 @@ class Commit:
                              "`dvc repro` and commit it anew") from None  # fmt: skip
         self.tracked = set(_git(tree, "ls-tree", "-r", "--name-only", "-z", "HEAD").split("\0"))
         self.hashes: dict[str, str] = {}
-        self.cache = Cache(tree)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """DVC's cache here; to ask where that is takes a second."""
+        return Cache(self.tree)
 
     def content(self, path: str | Path) -> bytes | None:
         """A file of the commit, or None."""
@@ -135,10 +139,10 @@ def verify(tree: Path, stages: Sequence[str] = (), *, twice: bool = False, engin
     """
     commit = Commit(tree)
     with tempfile.TemporaryDirectory() as folder:
-        params, graph = _graph_of(commit, Path(folder))
+        params, graph = graph_of(commit, Path(folder))
         if unknown := [name for name in stages if name not in graph]:
             raise InputError(f"dvc.yaml has no stage {unknown[0]}: name some of {', '.join(graph)}")
-        findings = [*_of_the_lock(commit, params, graph), *_of_the_files(commit, graph)]
+        findings = [*of_the_lock(commit, params, graph), *_of_the_files(commit, graph)]
     chosen = tuple(name for name in graph if not stages or name in stages)
     if findings:
         return Verdict(commit.id, chosen, (), tuple(findings))
@@ -184,7 +188,7 @@ def told(verdict: Verdict) -> Iterator[str]:
         yield f"the rebuild is kept in {clone}"
 
 
-def _graph_of(commit: Commit, folder: Path) -> tuple[dict[str, Any], dict[str, GraphStage]]:
+def graph_of(commit: Commit, folder: Path) -> tuple[dict[str, Any], dict[str, GraphStage]]:
     """The committed params.yaml and stages."""
     for name in ("dvc.yaml", "params.yaml"):
         (folder / name).write_text(commit.text(name) or "", encoding="utf-8")
@@ -192,7 +196,7 @@ def _graph_of(commit: Commit, folder: Path) -> tuple[dict[str, Any], dict[str, G
     return params, read_graph(folder, params)
 
 
-def _of_the_lock(commit: Commit, params: dict[str, Any], graph: dict[str, GraphStage]) -> Iterator[Finding]:
+def of_the_lock(commit: Commit, params: dict[str, Any], graph: dict[str, GraphStage]) -> Iterator[Finding]:
     """Where the committed lock does not fit the graph, the files committed beside it, or itself."""
     made = lock_outs(commit.lock)
     for name, stage in graph.items():
