@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def mend(clone: Path) -> str | None:
     found = json.loads(asked.stdout)[0]
     if found["state"] == "ok":
         return None
-    subprocess.run(found["fix"], shell=True, cwd=clone, check=True)
+    subprocess.run(shlex.split(found["fix"]), cwd=clone, check=True)
     return found["fix"]
 
 
