@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from stages.harness.errors import InputError
+from stages.host.models import ENGINES, MODELS
 
 
 class OneSentence(click.Group):
@@ -195,6 +196,52 @@ def teach(base_url: str | None, concurrency: int, limit: int | None, price_in: f
         )
     if price_in or price_out:
         click.echo(f"cost: ${lesson.cost(price_in, price_out):.2f}")
+
+
+@main.command()
+@click.argument("model", type=click.Choice(MODELS), metavar="MODEL")
+@click.argument("question", required=False)
+@click.option("--against", type=click.Choice(MODELS), help="ask this model too, and say whether the answers agree")
+@click.option("--gguf", metavar="FORM", help="the GGUF form, such as q8_0; default: the smallest that is here")
+@click.option("--engine", type=click.Choice(ENGINES), help="default: on a GPU vllm or transformers, else llama_cpp")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 takes the likeliest token each time")
+@click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True,
+              help="draw from the likeliest tokens that hold this share")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(min=1), help="of an answer; default: eval_gguf.max_new_tokens of params.yaml")
+@click.option("--seed", default=0, show_default=True, help="draws the tokens where the temperature is above 0")
+@click.option("--json", is_flag=True, help="print one JSON object a question")
+def chat(model: str, question: str | None, against: str | None, gguf: str | None, engine: str | None, temperature: float,
+         top_p: float, max_tokens: int | None, seed: int, json: bool) -> None:  # fmt: skip
+    """Asks MODEL the QUESTION, each line of a pipe, or what is typed at a prompt, in the way that eval asked it.
+
+    \b
+    mathmind chat grpo "Sam has 6 pens and buys 8 more. How many does he have?"
+    mathmind chat grpo --against qlora
+    mathmind chat grpo --json < questions.txt
+    """
+    import sys
+
+    from stages.host import chat as asking
+    from stages.host.streaming import Drawing, choose_engine, limits, load
+
+    if against == model:
+        raise click.UsageError(f"--against {against} is {model} itself: name another model")
+    names = [model, *filter(None, [against])]
+    typed = question is None and sys.stdin.isatty()
+    if typed and (json or not sys.stdout.isatty()):
+        raise click.UsageError("there is no question: give one, or pipe some in, one a line")
+    drawing = Drawing(max_tokens or limits(Path.cwd()).max_new_tokens, temperature, seed, top_p)
+    chosen = choose_engine(engine, gguf, len(names))
+    models = [load(Path.cwd(), name, chosen, gguf) for name in names]
+    if typed:
+        asking.talk(Path.cwd(), models, drawing)
+    elif question is not None and sys.stdout.isatty() and not json:
+        from rich.console import Console
+
+        if not asking.show(Console(highlight=False), question, models, drawing):
+            raise SystemExit(130)
+    else:
+        asking.answer_plainly(asking.piped_questions() if question is None else iter([question]), models, drawing, json)
 
 
 @main.command("plots-page")
