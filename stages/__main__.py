@@ -244,6 +244,30 @@ def chat(model: str, question: str | None, against: str | None, gguf: str | None
         asking.answer_plainly(asking.piped_questions() if question is None else iter([question]), models, drawing, json)
 
 
+@main.command()
+@click.argument("model", type=click.Choice(MODELS), metavar="MODEL")
+@click.option("--gguf", metavar="FORM", help="the GGUF form, such as q8_0; default: the smallest that is here")
+@click.option("--engine", type=click.Choice(["llama_cpp", "vllm"]), help="default: vllm on a GPU where it is installed, else llama_cpp")
+@click.option("--host", default="127.0.0.1", show_default=True, help="the address to listen on; 0.0.0.0 is every one")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one")
+@click.option("--api-key", envvar="MATHMIND_API_KEY", show_envvar=True, help="what clients must send; the variable keeps it from `ps`")
+def serve(model: str, gguf: str | None, engine: str | None, host: str, port: int, api_key: str | None) -> None:
+    """Serves MODEL over the API of OpenAI's chat completions, until Ctrl-C.
+
+    \b
+    mathmind serve grpo --port 8001
+    """
+    from stages.host import serve as serving
+    from stages.host.streaming import choose_engine
+
+    if not api_key and not serving.is_loopback(host):
+        click.echo(f"warning: whoever reaches {host} can ask {model}: give --api-key, or leave --host out", err=True)
+    if choose_engine(engine, gguf) == "vllm":
+        serving.serve_vllm(Path.cwd(), model, host, port, api_key)
+    else:
+        serving.serve_llama_cpp(Path.cwd(), model, gguf, host, port, api_key)
+
+
 @main.command("plots-page")
 def plots_page() -> None:
     """Writes the page that `dvc plots show` and `dvc plots diff` fill, with Vega inside it; `make .venv` does this."""
