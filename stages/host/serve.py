@@ -13,6 +13,7 @@ from stages.host.models import gguf_of, prompt_of, weights_of
 from stages.host.streaming import limits, llama_settings
 
 HANDLER = "mathmind"  # how the server of llama-cpp-python finds our prompts
+TEMPLATES = Path(".dvc/tmp/mathmind/serve")  # for vLLM, which reads a template from a file
 GRACE = 3  # seconds that Ctrl-C leaves to replies under way
 EXAMPLE = "Sam has 6 pens and buys 8 more. How many does he have?"
 
@@ -37,7 +38,7 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = str(getattr(error, "strerror", error)).partition(" (")[0]
         raise InputError(f"cannot listen on {host}, port {port} ({reason}): choose another --port or --host") from None
 
 
@@ -104,10 +105,12 @@ def _register_handler(folder: Path, name: str) -> None:
 def serve_vllm(folder: Path, name: str, host: str, port: int, key: str | None) -> None:
     """Becomes vLLM's own server, `vllm serve`, on the model's whole weights."""
     weights = weights_of(folder, name)
-    own = weights / "chat_template.jinja"
+    own, used = weights / "chat_template.jinja", folder / TEMPLATES / f"{name}.jinja"
     prompt = prompt_of(folder, name, own.read_text(encoding="utf-8") if own.is_file() else None)
+    used.parent.mkdir(parents=True, exist_ok=True)
+    used.write_text(prompt.template, encoding="utf-8")
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(weights)]
-    command += ["--served-model-name", name, "--host", host, "--port", str(port), "--chat-template", prompt.template]
+    command += ["--served-model-name", name, "--host", host, "--port", str(port), "--chat-template", str(used)]
     if key:
         os.environ["VLLM_API_KEY"] = key  # not among the arguments, which every user of the machine can read
     print(f"{name} by vLLM, until Ctrl-C; when it is ready, try\n{example(name, host, port, key, prompt.stop_text)}", flush=True)

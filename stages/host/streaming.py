@@ -2,18 +2,15 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
 
-from pydantic import Field
-
 from stages.harness.errors import InputError
-from stages.harness.params import StageParams, read_params, section
+from stages.host.graph import read_yaml
 from stages.host.models import Prompt, gguf_of, prompt_of, weights_of
 from stages.inference.engine import Sampling
-from stages.inference.vllm_engine import Vllm
 
 
 @dataclass(frozen=True)
@@ -43,27 +40,32 @@ class Model(Protocol):
         ...
 
 
-class Limits(StageParams, extra="ignore"):
+@dataclass(frozen=True)
+class Limits:
     """What params.yaml's eval_gguf allows an answer, here as there."""
 
-    max_new_tokens: int = Field(gt=0)
-    context: int = Field(gt=0)
-    threads: int = Field(gt=0)
-
-
-class _Gpu(StageParams, extra="ignore"):
-    vllm: Vllm
+    max_new_tokens: int
+    context: int
+    threads: int
 
 
 def limits(folder: Path) -> Limits:
-    """Of the params.yaml that is here."""
-    return section(folder / "params.yaml", read_params(folder / "params.yaml"), "eval_gguf", Limits)
+    """Of the params.yaml that is here. Read without pydantic, whose import would double the time that the first token takes."""
+    found = read_yaml(folder / "params.yaml").get("eval_gguf") or {}
+    numbers = {field.name: found.get(field.name) for field in fields(Limits)}
+    for name, number in numbers.items():
+        if type(number) is not int or number <= 0:
+            raise InputError(f"params.yaml: eval_gguf.{name} is {number!r} and must be a whole number above 0: every profile under "
+                             "params/ has one")  # fmt: skip
+    return Limits(**numbers)
 
 
 def choose_engine(asked: str | None, form: str | None, models: int = 1) -> str:
     """The engine asked for; else on a GPU vLLM, or transformers where that is not installed or two models share it; else llama.cpp."""
     if form is not None and asked not in (None, "llama_cpp"):
         raise InputError(f"--gguf names a file of llama.cpp, which --engine {asked} does not read: leave one of them out")
+    if asked in ("transformers", "vllm") and not find_spec("torch" if asked == "transformers" else asked):
+        raise InputError(f"{asked} is not installed here: leave --engine out, or install docker/rollout.lock (docs/images.md)")
     if asked or form or not _torch_sees_a_gpu():
         return asked or "llama_cpp"
     return "vllm" if models == 1 and find_spec("vllm") else "transformers"
@@ -73,8 +75,6 @@ def load(folder: Path, name: str, engine: str, form: str | None) -> Model:
     """A model of the graph in an engine."""
     if engine == "llama_cpp":
         return LlamaCppModel(folder, name, form)
-    if not find_spec("torch" if engine == "transformers" else engine):
-        raise InputError(f"{engine} is not installed here: leave --engine out, or install docker/rollout.lock (docs/images.md)")
     return (TransformersModel if engine == "transformers" else VllmModel)(folder, name)
 
 
@@ -223,11 +223,15 @@ class VllmModel:
     """A model folder in vLLM."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        from stages.inference.vllm_engine import VllmEngine
+        from stages.harness.params import StageParams, read_params, section
+        from stages.inference.vllm_engine import Vllm, VllmEngine
+
+        class Gpu(StageParams, extra="ignore"):
+            vllm: Vllm
 
         weights, params = weights_of(folder, name), folder / "params.yaml"
         self.name, self.made_of = name, str(weights.relative_to(folder / "models"))
-        self.engine = VllmEngine(weights, 1, section(params, read_params(params), "eval", _Gpu).vllm)
+        self.engine = VllmEngine(weights, 1, section(params, read_params(params), "eval", Gpu).vllm)
         self.prompt = prompt_of(folder, name, self.engine.template)
 
     def answer(self, question: str, drawing: Drawing) -> Iterator[Answer]:
