@@ -194,9 +194,10 @@ def _text(answer: Answer, stopped: bool):
     text = Text(_printable(reading.working), style="dim")
     if reading.answer is not None:
         text.append("\n" if text else "").append(_printable(reading.answer), style="not dim bold green")
-    note = "stopped" if answer.finish_reason is None else f"cut off after {answer.tokens} tokens" if answer.finish_reason == "length" else ""
-    if ended and (note or reading.answer is None):
-        text.append("\n" if text else "").append(f"({note or 'no answer declared'})", style="not dim yellow")
+    notes = {None: "stopped", "length": f"cut off after {answer.tokens} tokens", "stop": None}
+    note = notes[answer.finish_reason] or ("no answer declared" if reading.answer is None else None)
+    if ended and note:
+        text.append("\n" if text else "").append(f"({note})", style="not dim yellow")
     return text
 
 
