@@ -44,6 +44,8 @@ def _open_declaration(text: str, start: int) -> re.Match[str] | None:
 
 def _without_begun_mark(text: str) -> str:
     """The text up to a mark whose first letters it ends in."""
+    if text.endswith(_MARKS):
+        return text
     for length in range(max(map(len, _MARKS)) - 1, 0, -1):
         if any(mark.startswith(text[-length:]) for mark in _MARKS if len(mark) > length):
             return text[:-length]

@@ -1,11 +1,13 @@
 """Models that answer as they go: each engine yields an answer's text so far, again with every token."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
+from uuid import uuid4
 
 from stages.harness.errors import InputError
 from stages.host.graph import read_yaml
@@ -223,6 +225,7 @@ class VllmModel:
     """A model folder in vLLM."""
 
     def __init__(self, folder: Path, name: str) -> None:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it tells much as it starts
         from stages.harness.params import StageParams, read_params, section
         from stages.inference.vllm_engine import Vllm, VllmEngine
 
@@ -249,15 +252,15 @@ class VllmModel:
             stop_token_ids=self.engine.stops if isinstance(self.engine.stops, list) else [self.engine.stops],
             stop=[self.prompt.stop_text] if self.prompt.stop_text else None,
         )
-        self.asked = getattr(self, "asked", 0) + 1
-        request = running.add_request(str(self.asked), {"prompt_token_ids": asked}, params)
+        request = running.add_request(str(uuid4()), {"prompt_token_ids": asked}, params)
         try:
             while running.has_unfinished_requests():
                 for output in running.step():
                     said = output.outputs[0]
                     yield Answer(said.text, len(said.token_ids), said.finish_reason)
         finally:
-            running.abort_request([request])
+            if running.has_unfinished_requests():
+                running.abort_request([request], internal=True)
 
 
 def _until_stop_text(answer: Answer, stop_text: str | None) -> Answer:
