@@ -52,7 +52,7 @@ def serve_llama_cpp(folder: Path, name: str, form: str | None, host: str, port: 
     from stages.inference.llama_cpp_library import llama_cpp
 
     llama_cpp()
-    _register_handler(folder, name)
+    register_handler(folder, name)
     config = uvicorn.Config(_app(file, name, key, llama_settings(allowed)), log_level="warning", timeout_graceful_shutdown=GRACE)
     print(f"{name}/{file.name}, until Ctrl-C; try\n{example(name, host, listening.getsockname()[1], key)}", flush=True)
     try:
@@ -79,7 +79,7 @@ def _app(file: Path, name: str, key: str | None, settings: dict[str, Any]):
         raise InputError(f"{file} is no GGUF file that llama.cpp can read: export it again") from None
 
 
-def _register_handler(folder: Path, name: str) -> None:
+def register_handler(folder: Path, name: str) -> None:
     """Has the server ask as chat does."""
     from llama_cpp.llama_chat_format import (
         ChatFormatterResponse,
