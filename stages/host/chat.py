@@ -43,8 +43,10 @@ def answers_to(question: str, models: Sequence[Model], drawing: Drawing) -> Iter
 
 def whole_answers(question: str, models: Sequence[Model], drawing: Drawing) -> Answers:
     """What the models say to a question."""
-    *_, last = answers_to(question, models, drawing)
-    return last
+    answers: Answers = []
+    for answers in answers_to(question, models, drawing):
+        pass
+    return answers
 
 
 def value_of(answer: Answer):
@@ -194,7 +196,7 @@ def _text(answer: Answer, stopped: bool):
     text = Text(_printable(reading.working), style="dim")
     if reading.answer is not None:
         text.append("\n" if text else "").append(_printable(reading.answer), style="not dim bold green")
-    notes = {None: "stopped", "length": f"cut off after {answer.tokens} tokens", "stop": None}
+    notes = {None: "stopped", "length": f"cut off at {answer.tokens} tokens", "stop": None}
     note = notes[answer.finish_reason] or ("no answer declared" if reading.answer is None else None)
     if ended and note:
         text.append("\n" if text else "").append(f"({note})", style="not dim yellow")

@@ -56,8 +56,8 @@ def gguf_of(folder: Path, model: str, form: str | None) -> Path:
         raise InputError(f"{model} has no GGUF file in models/gguf/{model}: run `dvc repro gguf-export@{model}`, "
                          f"or bring it with `dvc pull gguf-export@{model}`")  # fmt: skip
     if form is not None and form not in here:
-        raise InputError(f"models/gguf/{model} has no {form}.gguf but {' and '.join(here)}: "
-                         "name one of these, or add the form to gguf_export.files in params.yaml")  # fmt: skip
+        raise InputError(f"models/gguf/{model} has no {form}.gguf: name one of {', '.join(here)}, or add the form to "
+                         "gguf_export.files in params.yaml")  # fmt: skip
     form = form or min(here, key=[*FORMS, *here].index)
     return folder / f"models/gguf/{model}/{form}.gguf"
 

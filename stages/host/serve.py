@@ -14,6 +14,7 @@ from stages.host.streaming import limits, llama_settings
 
 HANDLER = "mathmind"  # how the server of llama-cpp-python finds our prompts
 TEMPLATES = Path(".dvc/tmp/mathmind/serve")  # for vLLM, which reads a template from a file
+UNASKED = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
 GRACE = 3  # seconds that Ctrl-C leaves to replies under way
 EXAMPLE = "Sam has 6 pens and buys 8 more. How many does he have?"
 
@@ -25,7 +26,7 @@ def is_loopback(host: str) -> bool:
 
 def example(name: str, host: str, port: int, key: str | None, stop: str | None = None) -> str:
     """A command that asks the server a question."""
-    request = {"model": name, "messages": [{"role": "user", "content": EXAMPLE}], "temperature": 0}
+    request = {"model": name, "messages": [{"role": "user", "content": EXAMPLE}]}
     where = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     headers = ["content-type: application/json", *(["authorization: Bearer $MATHMIND_API_KEY"] if key else [])]
     return " ".join([f"curl http://{where}:{port}/v1/chat/completions", *(f'-H "{header}"' for header in headers),
@@ -47,12 +48,14 @@ def serve_llama_cpp(folder: Path, name: str, form: str | None, host: str, port: 
     file, allowed = gguf_of(folder, name, form), limits(folder)
     listening = listen(host, port)
     import uvicorn
-    from llama_cpp.server import app as server
 
     from stages.inference.llama_cpp_library import llama_cpp
 
     llama_cpp()
     register_handler(folder, name)
+    _draw_as_chat_does()
+    from llama_cpp.server import app as server
+
     config = uvicorn.Config(_app(file, name, key, llama_settings(allowed)), log_level="warning", timeout_graceful_shutdown=GRACE)
     print(f"{name}/{file.name}, until Ctrl-C; try\n{example(name, host, listening.getsockname()[1], key)}", flush=True)
     try:
@@ -77,6 +80,19 @@ def _app(file: Path, name: str, key: str | None, settings: dict[str, Any]):
         )
     except ValueError:
         raise InputError(f"{file} is no GGUF file that llama.cpp can read: export it again") from None
+
+
+def _draw_as_chat_does() -> None:
+    """Sets what a request that does not say gets: llama-cpp-python's own defaults punish repetition, which spoils sums.
+
+    Called before its application is imported, which reads them then.
+    """
+    from llama_cpp.server import types
+
+    for request in (types.CreateChatCompletionRequest, types.CreateCompletionRequest):
+        for name, value in UNASKED.items():
+            request.model_fields[name].default = value
+        request.model_rebuild(force=True)
 
 
 def register_handler(folder: Path, name: str) -> None:
@@ -111,6 +127,7 @@ def serve_vllm(folder: Path, name: str, host: str, port: int, key: str | None) -
     used.write_text(prompt.template, encoding="utf-8")
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(weights)]
     command += ["--served-model-name", name, "--host", host, "--port", str(port), "--chat-template", str(used)]
+    command += ["--override-generation-config", json.dumps({"temperature": UNASKED["temperature"]})]
     if key:
         os.environ["VLLM_API_KEY"] = key  # not among the arguments, which every user of the machine can read
     print(f"{name} by vLLM, until Ctrl-C; when it is ready, try\n{example(name, host, port, key, prompt.stop_text)}", flush=True)

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from stages.harness.errors import InputError
 from stages.host.graph import read_yaml
-from stages.host.models import Prompt, gguf_of, prompt_of, weights_of
+from stages.host.models import gguf_of, prompt_of, weights_of
 from stages.inference.engine import Sampling
 
 
