@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 from uuid import uuid4
 
+from ruamel.yaml.error import YAMLError
+
 from stages.harness.errors import InputError
 from stages.host.graph import read_yaml
 from stages.host.models import gguf_of, prompt_of, weights_of
@@ -53,7 +55,14 @@ class Limits:
 
 def limits(folder: Path) -> Limits:
     """Of the params.yaml that is here. Read without pydantic, whose import would double the time that the first token takes."""
-    found = read_yaml(folder / "params.yaml").get("eval_gguf") or {}
+    path = folder / "params.yaml"
+    try:
+        found = read_yaml(path)["eval_gguf"]
+    except (YAMLError, LookupError, TypeError):
+        from stages.harness.params import read_params
+
+        found = read_params(path).get("eval_gguf")  # says what is wrong with the file
+    found = found if isinstance(found, dict) else {}
     numbers = {field.name: found.get(field.name) for field in fields(Limits)}
     for name, number in numbers.items():
         if type(number) is not int or number <= 0:
