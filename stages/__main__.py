@@ -246,7 +246,7 @@ def teach(base_url: str | None, concurrency: int, limit: int | None, price_in: f
 @click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True,
               help="draw from the likeliest tokens that hold this share")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(min=1), help="of an answer; default: eval_gguf.max_new_tokens of params.yaml")
-@click.option("--seed", default=0, show_default=True, help="draws the tokens where the temperature is above 0")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="draws the tokens where the temperature is above 0")
 @click.option("--json", is_flag=True, help="print one JSON object a question")
 def chat(model: str, question: str | None, against: str | None, gguf: str | None, engine: str | None, temperature: float,
          top_p: float, max_tokens: int | None, seed: int, json: bool) -> None:  # fmt: skip
@@ -256,7 +256,7 @@ def chat(model: str, question: str | None, against: str | None, gguf: str | None
     typed at a prompt. Every question is a conversation of its own.
 
     \b
-    mathmind chat grpo "Sam has 6 pens and buys 8 more. How many does he have?"
+    mathmind chat grpo "Sam has 6 pens. He buys 8 more. How many pens does Sam have now?"
     mathmind chat grpo --against qlora
     mathmind chat grpo --json < questions.txt
     """

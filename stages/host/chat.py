@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from fractions import Fraction
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -49,7 +50,7 @@ def whole_answers(question: str, models: Sequence[Model], drawing: Drawing) -> A
     return answers
 
 
-def value_of(answer: Answer):
+def value_of(answer: Answer) -> Fraction | None:
     """The number that an answer declares, or None."""
     declared = extract_strict(answer.text)
     return parse_number(declared) if declared else None
@@ -102,6 +103,8 @@ def verdict(answers: Answers) -> str:
     first, second = (read(answer.text).answer for answer in answers)
     if agree(answers):
         return f"the answers agree: {first}"
+    if first is second is None:
+        return "neither declares an answer"
     return f"the answers differ: {first or 'none'} and {second or 'none'}"
 
 

@@ -39,6 +39,14 @@ def prompt_of(folder: Path, model: str, own: str | None) -> Prompt:
     return Prompt(template.read_text(encoding="utf-8"), STOP_TEXTS.get(name))
 
 
+def template_in(weights: Path) -> str | None:
+    """The chat template that a folder of weights carries, in a file of its own or, as older ones, among its tokenizer's settings."""
+    own, settings = weights / "chat_template.jinja", weights / "tokenizer_config.json"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    return read_json(settings).get("chat_template") if settings.is_file() else None
+
+
 def forms_here(folder: Path, model: str) -> list[str]:
     """The GGUF forms of a model that are here."""
     return sorted(file.stem for file in (folder / "models/gguf" / model).glob("*.gguf"))

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from stages.harness.errors import InputError
-from stages.host.models import gguf_of, prompt_of, weights_of
+from stages.host.models import gguf_of, prompt_of, template_in, weights_of
 from stages.host.streaming import limits, llama_settings
 
 HANDLER = "mathmind"  # how the server of llama-cpp-python finds our prompts
 TEMPLATES = Path(".dvc/tmp/mathmind/serve")  # for vLLM, which reads a template from a file
 UNASKED = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
 GRACE = 3  # seconds that Ctrl-C leaves to replies under way
-EXAMPLE = "Sam has 6 pens and buys 8 more. How many does he have?"
+EXAMPLE = "Sam has 6 pens. He buys 8 more. How many pens does Sam have now?"
 
 
 def is_loopback(host: str) -> bool:
@@ -83,7 +83,7 @@ def _app(file: Path, name: str, key: str | None, settings: dict[str, Any]):
 
 
 def _draw_as_chat_does() -> None:
-    """Sets what a request that does not say gets: llama-cpp-python's own defaults punish repetition, which spoils sums.
+    """Sets what a request that does not say gets: llama-cpp-python's own defaults draw, and punish repetition at any temperature.
 
     Called before its application is imported, which reads them then.
     """
@@ -121,8 +121,7 @@ def register_handler(folder: Path, name: str) -> None:
 def serve_vllm(folder: Path, name: str, host: str, port: int, key: str | None) -> None:
     """Becomes vLLM's own server, `vllm serve`, on the model's whole weights."""
     weights = weights_of(folder, name)
-    own, used = weights / "chat_template.jinja", folder / TEMPLATES / f"{name}.jinja"
-    prompt = prompt_of(folder, name, own.read_text(encoding="utf-8") if own.is_file() else None)
+    prompt, used = prompt_of(folder, name, template_in(weights)), folder / TEMPLATES / f"{name}.jinja"
     used.parent.mkdir(parents=True, exist_ok=True)
     used.write_text(prompt.template, encoding="utf-8")
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(weights)]

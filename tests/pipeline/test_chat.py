@@ -161,7 +161,7 @@ def test_two_models_answer_side_by_side_and_it_is_said_whether_they_agree(place,
         answers = [said["answer"] for said in row["models"].values()]
         assert row["agree"] == (answers[0] == answers[1] and answers[0] is not None)
     text = mathmind(place, "chat", "qlora", questions[0], "--against", "base").stdout
-    assert re.fullmatch(r"qlora:\n.*\nbase:\n.*\nthe answers (agree|differ): .*\n", text, re.DOTALL)
+    assert re.fullmatch(r"qlora:\n.*\nbase:\n.*\n(the answers (agree|differ): .*|neither declares an answer)\n", text, re.DOTALL)
 
 
 def test_a_seed_draws_the_same_answers_again_and_another_one_others(place, questions):
@@ -198,8 +198,8 @@ def test_transformers_stops_when_it_is_no_longer_heard(place):
 
 
 def test_neither_torch_nor_pydantic_is_waited_for(place):
-    code = "import sys; from stages.__main__ import main; main(['chat', 'qlora', 'Why?'], standalone_mode=False); print(sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=place, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    code = "import sys; from stages.__main__ import main; main(['chat', 'qlora', 'Why?'], standalone_mode=False); print(list(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0 and not {"'torch'", "'pydantic'", "'prompt_toolkit'"} & set(re.findall(r"'\w+'", done.stdout)), done.stderr
 
 

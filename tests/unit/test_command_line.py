@@ -32,7 +32,7 @@ def offered(place, line: str) -> list[str]:
     words = [*shlex.split(line), *([""] if line.endswith(" ") else [])]
     (place / "bin").mkdir(exist_ok=True)
     command = place / "bin/mathmind"
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "from stages.__main__ import main; main(prog_name=\'mathmind\')" "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m stages "$@"\n', encoding="utf-8")
     command.chmod(0o755)
     script = f"""
         eval "$(_MATHMIND_COMPLETE=bash_source mathmind)"
