@@ -6,6 +6,8 @@ from pathlib import Path
 import click
 
 from stages.harness.errors import InputError
+from stages.host import completing
+from stages.host.models import ENGINES, FORMS, MODELS
 
 
 class OneSentence(click.Group):
@@ -20,7 +22,12 @@ class OneSentence(click.Group):
 
 @click.group(cls=OneSentence)
 def main() -> None:
-    """Works with the comparison beside `dvc repro`, which makes it."""
+    """Works with the comparison beside `dvc repro`, which makes it.
+
+    \b
+    The Tab key completes names in bash after
+    eval "$(_MATHMIND_COMPLETE=bash_source mathmind)"
+    """
 
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -35,7 +42,13 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--rows", type=click.Path(dir_okay=False, path_type=Path), help="write each verdict to this file")
 @click.option("--seed", default=0, show_default=True, help="draws the bootstrap of BLEU's interval")
 def score(predictions: tuple[Path, ...], gold: Path, json: bool, rows: Path | None, seed: int) -> None:
-    """Scores predictions, one `{"id", "completion"}` a line, as eval does; two files are also tested in pairs."""
+    """Scores predictions as eval does.
+
+    A prediction is `{"id", "completion"}`, one a line; two files are also tested in pairs.
+
+    \b
+    mathmind score --predictions results/predictions/grpo.jsonl --gold data/mix/test.jsonl
+    """
     from stages.harness.jsonl import write_rows
     from stages.host.score import Scored, as_json, as_table
 
@@ -56,12 +69,22 @@ def score(predictions: tuple[Path, ...], gold: Path, json: bool, rows: Path | No
 
 @main.command()
 @click.option("--n", type=click.IntRange(min=2), required=True, help="seeds in all, the committed run's counted")
-@click.argument("stages", nargs=-1, required=True, metavar="STAGE...")
-def seeds(n: int, stages: tuple[str, ...]) -> None:
-    """Queues the same recipe under other seeds as DVC experiments; `mathmind report` shows their spread."""
+@click.option("--json", is_flag=True, help="print the names of what is queued as JSON")
+@click.argument("stages", nargs=-1, required=True, metavar="STAGE...", shell_complete=completing.seeded_stage)
+def seeds(n: int, json: bool, stages: tuple[str, ...]) -> None:
+    """Queues the same recipe under other seeds.
+
+    They are DVC experiments; once they have run, `mathmind report` shows the spread of their scores.
+
+    \b
+    mathmind seeds --n 3 grpo orpo
+    """
     from stages.host.seeds import queue
 
     names = queue(Path.cwd(), stages, n)
+    if json:
+        click.echo(dumps(names))
+        return
     click.echo("\n".join(names) or "every seed has been asked for before")
     if names:
         click.echo("start them with `dvc queue start -j 1`; when they have ended, run `mathmind report`")
@@ -70,7 +93,10 @@ def seeds(n: int, stages: tuple[str, ...]) -> None:
 @main.command()
 @click.option("--json", is_flag=True, help="print JSON instead of a table")
 def doctor(json: bool) -> None:
-    """Says what is here of what the profile needs, and how to mend the rest; exits with 1 where something is missing."""
+    """Says what the profile needs and lacks, and how to mend it.
+
+    Exits with 1 where something is missing.
+    """
     from stages.host.doctor import as_json, examine
 
     findings = examine(Path.cwd())
@@ -91,14 +117,15 @@ def doctor(json: bool) -> None:
 
 @main.command()
 @click.option("--twice", is_flag=True, help="rebuild two times, and hold those to each other too")
-@click.option("--stages", multiple=True, metavar="STAGE", help="these alone, from the inputs in DVC's cache; may be given again")
+@click.option("--stages", multiple=True, metavar="STAGE", shell_complete=completing.stage,
+              help="these alone, from the inputs in DVC's cache; may be given again")  # fmt: skip
 @click.option("--engine", type=click.Choice(["native", "docker", "podman"]), help="run stages so, whatever params.yaml says")
 @click.option("--json", is_flag=True, help="print JSON instead of sentences")
 def verify(twice: bool, stages: tuple[str, ...], engine: str | None, json: bool) -> None:
-    """Rebuilds what is committed from nothing, in a clone of its own, and says whether its bytes are the same.
+    """Rebuilds what is committed, and says if its bytes differ.
 
-    Exits with 0 where they are, 3 where numbers are the same but for another machine's rounding, 1 where they differ. What
-    was interrupted goes on when it is run again.
+    It does so from nothing, in a clone of its own. Exits with 0 where they are the same, 3 where numbers are but for another
+    machine's rounding, 1 where they differ. What was interrupted goes on when it is run again.
     """
     from stages.host.verify import told
     from stages.host.verify import verify as rebuild
@@ -110,14 +137,20 @@ def verify(twice: bool, stages: tuple[str, ...], engine: str | None, json: bool)
 
 @main.command()
 @click.argument("traces", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def audit(traces: Path) -> None:
-    """Holds what stages opened to what dvc.yaml declares, after `MATHMIND_TRACE=$PWD/TRACES dvc repro` (native engine, strace).
+@click.option("--json", is_flag=True, help="print JSON instead of sentences")
+def audit(traces: Path, json: bool) -> None:
+    """Holds what stages opened to what dvc.yaml declares.
 
-    Exits with 1 where a stage read what it does not declare, or wrote outside its scratch folder.
+    TRACES is the folder that `MATHMIND_TRACE=$PWD/TRACES dvc repro` has filled (native engine, strace). Exits with 1 where a stage
+    read what it does not declare, or wrote outside its scratch folder.
     """
     from stages.host.audit import audit as hold
 
     stages, wrong = hold(Path.cwd(), traces)
+    if json:
+        found = [{"stage": opened.stage, "did": "wrote" if opened.written else "read", "path": str(opened.path)} for opened in wrong]
+        click.echo(dumps({"stages": stages, "undeclared": found}, indent=2))
+        raise SystemExit(1 if wrong else 0)
     for opened in wrong:
         mend = "stages write below --scratch alone" if opened.written else "declare it in dvc.yaml, or do not read it"
         click.echo(f"{opened.stage} {'wrote' if opened.written else 'read'} {opened.path}: {mend}")
@@ -127,14 +160,15 @@ def audit(traces: Path) -> None:
 
 
 @main.command()
-@click.argument("path", required=False)
+@click.argument("path", required=False, shell_complete=completing.out)
 @click.option("--json", is_flag=True, help="print JSON instead of a tree")
 @click.option("--attest", type=click.Path(dir_okay=False, path_type=Path), help="write it to this file, as an in-toto statement")
 @click.option("--check", type=FILE, help="hold the files here to a statement that --attest wrote")
 def explain(path: str | None, json: bool, attest: Path | None, check: Path | None) -> None:
-    """Says what made an out, PATH such as models/grpo: code, parameters, data, packages, machine and seed, back to the sources.
+    """Says what made an out, back to the sources.
 
-    With --check, exits with 1 where something is not as the statement says.
+    PATH is the out, such as models/grpo; what made it is code, parameters, data, packages, machine and seed. With --check, exits
+    with 1 where something is not as the statement says.
     """
     from stages.host import explain as made
 
@@ -155,13 +189,16 @@ def explain(path: str | None, json: bool, attest: Path | None, check: Path | Non
 
 
 @main.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completing.source)
 @click.option(
     "--all", "everything", is_flag=True, help="every hub source of params.yaml and of the profiles in params/"
 )
 @click.option("--update", is_flag=True, help="move what is pinned to its branch's newest commit")
 def pin(name: str | None, everything: bool, update: bool) -> None:
-    """Pins a hub source, NAME in params.yaml's fetch.sources or base-model, to a commit in params/sources.lock.yaml."""
+    """Pins a source on a hub to a commit.
+
+    NAME is one of params.yaml's fetch.sources, or base-model; the commit is written to params/sources.lock.yaml.
+    """
     from stages.host.pin import pin
 
     if everything == bool(name):
@@ -179,9 +216,10 @@ def pin(name: str | None, everything: bool, update: bool) -> None:
 @click.option("--price-in", type=float, default=0.0, help="dollars for a million tokens of prompts")
 @click.option("--price-out", type=float, default=0.0, help="dollars for a million tokens of replies")
 def teach(base_url: str | None, concurrency: int, limit: int | None, price_in: float, price_out: float) -> None:
-    """Has a teacher answer the problems of preference-pairs, over an OpenAI-compatible endpoint; what is kept is not asked again.
+    """Has a teacher answer the problems of preference-pairs.
 
-    The key is read from OPENAI_API_KEY, the model and its instructions from params.yaml's preference_pairs.teacher.
+    It is asked over an OpenAI-compatible endpoint; what it has answered is kept, and not asked again. The key is read from
+    OPENAI_API_KEY, the model and its instructions from params.yaml's preference_pairs.teacher.
     """
     from stages.host.teach import teach as ask
 
@@ -201,9 +239,9 @@ def teach(base_url: str | None, concurrency: int, limit: int | None, price_in: f
 @click.option("--dry-run", is_flag=True, help="say what would be sent, and send nothing")
 @click.option("--json", is_flag=True, help="print JSON instead of sentences")
 def sync(dry_run: bool, json: bool) -> None:
-    """Sends to W&B the runs below wandb/ that were recorded offline, or that did not get through; what is sent is not sent again.
+    """Sends to W&B what was recorded below wandb/.
 
-    The key is read from WANDB_API_KEY or what `wandb login` stored, the server from WANDB_BASE_URL.
+    That is the runs that were recorded offline, or that did not get through; what is sent is not sent again. The key is read from WANDB_API_KEY or what `wandb login` stored, the server from WANDB_BASE_URL.
     """
     from dataclasses import asdict
 
@@ -215,12 +253,12 @@ def sync(dry_run: bool, json: bool) -> None:
 
 
 @main.command()
-@click.argument("model", type=click.Choice(["base", "sft", "qlora", "grpo", "orpo"]))
+@click.argument("model", type=click.Choice(MODELS), metavar="MODEL", shell_complete=completing.model)
 @click.option("--to", required=True, metavar="ORG/NAME", help="the repository on the hub; made where there is none")
 @click.option("--public", is_flag=True, help="for everybody to see; else the repository is private")
 @click.option("--adapter", is_flag=True, help="the LoRA adapter, with its tokenizer and chat template")
 @click.option("--merged", is_flag=True, help="the merged 16-bit weights, with the same")
-@click.option("--gguf", multiple=True, metavar="FORM", help="a GGUF file, such as q8_0; may be given again")
+@click.option("--gguf", multiple=True, metavar="FORM", shell_complete=completing.form, help="a GGUF file, such as q8_0; may be given again")
 @click.option("--license", metavar="ID", help="what you give the model under, such as mit, where its base and data leave that to you")
 @click.option("--terms-read", multiple=True, metavar="SOURCE", help="you have read the terms of this source, and they allow it; may be given again")
 @click.option("--dry-run", is_flag=True, help="say what would be published and what forbids it, ask no hub, and show the card")
@@ -230,9 +268,9 @@ def publish(
     model: str, to: str, public: bool, adapter: bool, merged: bool, gguf: tuple[str, ...],
     license: str | None, terms_read: tuple[str, ...], dry_run: bool, card: Path | None, json: bool,
 ) -> None:  # fmt: skip
-    """Uploads a model to a hub, with a card of what was measured; of MODEL everything, or what is chosen of adapter, merged and gguf.
+    """Uploads a model and a card of what was measured to a hub.
 
-    Everything is the adapter, the merged weights and the GGUF forms of params.yaml's gguf_export.files; of base, its weights and
+    MODEL is base, sft, qlora, grpo or orpo. What is not chosen by --adapter, --merged or --gguf stays out; without any, everything goes: the adapter, the merged weights and the GGUF forms of params.yaml's gguf_export.files; of base, its weights and
     GGUF forms. What the repository holds of an earlier publication and is not chosen now, goes. Refuses what the commit here
     would not make again, and what a licence forbids. The token is HF_TOKEN, or that of `hf auth login`; the hub is HF_ENDPOINT.
     """
@@ -254,9 +292,88 @@ def publish(
         click.echo(f"the card is in {card}" if card else f"\n{plan.card}", nl=bool(card))
 
 
+@main.command()
+@click.argument("model", type=click.Choice(MODELS), metavar="MODEL", shell_complete=completing.model)
+@click.argument("question", required=False)
+@click.option("--against", type=click.Choice(MODELS), metavar="MODEL", shell_complete=completing.model,
+              help="ask this model too, and say whether the answers agree")  # fmt: skip
+@click.option("--gguf", metavar="FORM", shell_complete=completing.form, help=f"of the GGUF; default: the first here of {', '.join(FORMS)}")
+@click.option("--engine", type=click.Choice(ENGINES), help="default: on a GPU vllm or transformers, else llama_cpp")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 takes the likeliest token each time")
+@click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True,
+              help="draw from the likeliest tokens that hold this share")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(min=1), help="of an answer; default: eval_gguf.max_new_tokens of params.yaml")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="draws the tokens where the temperature is above 0")
+@click.option("--json", is_flag=True, help="print one JSON object a question")
+def chat(model: str, question: str | None, against: str | None, gguf: str | None, engine: str | None, temperature: float,
+         top_p: float, max_tokens: int | None, seed: int, json: bool) -> None:  # fmt: skip
+    """Asks a model questions, and shows its answers as they come.
+
+    MODEL is base, sft, qlora, grpo or orpo, asked in the way that eval asked it: the QUESTION, each line of a pipe, or what is
+    typed at a prompt. Every question is a conversation of its own.
+
+    \b
+    mathmind chat grpo "Sam has 6 pens. He buys 8 more. How many pens does Sam have now?"
+    mathmind chat grpo --against qlora
+    mathmind chat grpo --json < questions.txt
+    """
+    import sys
+
+    from stages.host import chat as asking
+    from stages.host.streaming import Drawing, choose_engine, limits, load
+
+    if against == model:
+        raise click.UsageError(f"--against {against} is {model} itself: name another model")
+    names = [model, *filter(None, [against])]
+    typed = question is None and sys.stdin.isatty()
+    if typed and (json or not sys.stdout.isatty()):
+        raise click.UsageError("there is no question: give one, or pipe some in, one a line")
+    drawing = Drawing(max_tokens or limits(Path.cwd()).max_new_tokens, temperature, seed, top_p)
+    chosen = choose_engine(engine, gguf, len(names))
+    models = [load(Path.cwd(), name, chosen, gguf) for name in names]
+    if typed:
+        asking.talk(Path.cwd(), models, drawing)
+    elif question is not None and sys.stdout.isatty() and not json:
+        from rich.console import Console
+
+        if not asking.show(Console(highlight=False), question, models, drawing):
+            raise SystemExit(130)
+    else:
+        asking.answer_plainly(asking.piped_questions() if question is None else iter([question]), models, drawing, json)
+
+
+@main.command()
+@click.argument("model", type=click.Choice(MODELS), metavar="MODEL", shell_complete=completing.model)
+@click.option("--gguf", metavar="FORM", shell_complete=completing.form, help=f"of the GGUF; default: the first here of {', '.join(FORMS)}")
+@click.option("--engine", type=click.Choice(["llama_cpp", "vllm"]), help="default: vllm on a GPU where it is installed, else llama_cpp")
+@click.option("--host", default="127.0.0.1", show_default=True, help="the address to listen on; 0.0.0.0 is every one")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one")
+@click.option("--api-key", envvar="MATHMIND_API_KEY", show_envvar=True, help="what clients must send; the variable keeps it from `ps`")
+def serve(model: str, gguf: str | None, engine: str | None, host: str, port: int, api_key: str | None) -> None:
+    """Serves a model over OpenAI's API, until Ctrl-C.
+
+    MODEL is base, sft, qlora, grpo or orpo, asked in the way that eval asked it. What answers is the engine's own server.
+
+    \b
+    mathmind serve grpo --port 8001
+    """
+    from stages.host import serve as serving
+    from stages.host.streaming import choose_engine
+
+    if not api_key and not serving.is_loopback(host):
+        click.echo(f"warning: whoever reaches {host} can ask {model}: give --api-key, or leave --host out", err=True)
+    if choose_engine(engine, gguf) == "vllm":
+        serving.serve_vllm(Path.cwd(), model, host, port, api_key)
+    else:
+        serving.serve_llama_cpp(Path.cwd(), model, gguf, host, port, api_key)
+
+
 @main.command("plots-page")
 def plots_page() -> None:
-    """Writes the page that `dvc plots show` and `dvc plots diff` fill, with Vega inside it; `make .venv` does this."""
+    """Writes the page that `dvc plots` fills, with no network.
+
+    Vega is inside it; `make .venv` does this.
+    """
     from stages.host.plots_page import write_plots_page
 
     click.echo(f"wrote {write_plots_page(Path.cwd()).relative_to(Path.cwd())}")
@@ -264,7 +381,7 @@ def plots_page() -> None:
 
 @main.command()
 def report() -> None:
-    """Writes results/report.md and the page results/report.html of the run that is here."""
+    """Writes results/report.md and results/report.html."""
     from stages.host.report import write_reports
 
     for path in write_reports(Path.cwd()):
@@ -272,4 +389,4 @@ def report() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="mathmind")

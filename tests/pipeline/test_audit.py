@@ -1,5 +1,6 @@
 """What a stage opens is what it declares, and what it writes lies in its scratch folder: seen by strace, in a clone's fetch."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from tests.pipeline.test_launcher import clone, environment, launch  # noqa: F40
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 
 
-def audited(folder):
+def audited(folder, *options):
     """fetch, and what the audit says of it."""
     traces = folder.parent / "traces"
     traces.mkdir(exist_ok=True)
     assert launch(folder, MATHMIND_TRACE=str(traces)).returncode == 0
-    command = [sys.executable, "-m", "stages", "audit", str(traces)]
+    command = [sys.executable, "-m", "stages", "audit", str(traces), *options]
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
 
 
@@ -33,6 +34,14 @@ def plant(folder, line):
 def test_a_stage_that_keeps_to_its_deps_passes(clone):  # noqa: F811
     done = audited(clone)
     assert done.returncode == 0 and "1 of 28 stages looked at: each read what it declares" in done.stdout, done.stdout
+
+
+def test_a_program_reads_the_same_as_json(clone):  # noqa: F811
+    plant(clone, 'open("README.md").close()')
+    done = audited(clone, "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and found["undeclared"] == [{"stage": "fetch", "did": "read", "path": "README.md"}]
+    assert found["stages"].pop("fetch") and not any(found["stages"].values())
 
 
 def test_bytecode_stands_for_its_source(clone):  # noqa: F811

@@ -62,6 +62,7 @@ def test_seeds_are_queued_once_and_their_scores_collected(clone):  # noqa: F811
     name = first.stdout.split()[0]
     assert name.startswith("base-model-seed-1-")
     assert "asked for before" in seeds("--n", "2", "base-model").stdout
+    assert json.loads(seeds("--n", "2", "--json", "base-model").stdout) == []
     assert collect(clone)[name]["models"] is None
 
     dvc(clone, "queue", "start", "-j", "1")
