@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from stages.harness.params import Run, read_params, section
 from stages.host.engines import find_image, hub_stages
 from stages.host.graph import parse_yaml
 from stages.host.hub_sources import LOCK, HubSource, hub_sources, in_words
-from stages.host.provenance import differing_versions, recipe
+from stages.host.provenance import recipe
 
 GIB = 2**30
 
@@ -41,6 +42,13 @@ NEEDS = {
     "report-t4": Need(gpu=15, disk=120, memory=12),
     "report-h200": Need(gpu=80, disk=120, memory=64),
 }
+
+# Asked of another Python: how what it has installed differs from the locks that are named to it.
+DIFFERING = """import sys
+from pathlib import Path
+from stages.host.provenance import differing_versions
+print(*(line for lock in sys.argv[1:] for line in differing_versions(Path(lock))), sep="\\n", end="")"""
+NATIVELY = 'docker/install ../.venv/rollout rollout, then export MATHMIND_PYTHON="$PWD/.venv/rollout/bin/python"'
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,20 @@ def _dvcs_own_files(tree: Path) -> Finding:
 
 
 def _packages(tree: Path, images: list[str], settings: Run) -> Finding:
-    native = settings.engine == "native"
-    differing = [line for image in images if (tree / f"docker/{image}.lock").is_file()
-                 for line in differing_versions(tree / f"docker/{image}.lock")]  # fmt: skip
-    if not differing:
-        return Finding("native packages", "ok", f"as docker/{', '.join(images)}.lock pin them")
-    return Finding("native packages", "missing" if native else "note", f"not pinned: {', '.join(differing[:3])}", "make .venv")
+    """The packages of the Python that runs stages natively: $MATHMIND_PYTHON's, where it is set (docker/run)."""
+    state = "missing" if settings.engine == "native" else "note"
+    locks = [str(tree / f"docker/{image}.lock") for image in images if (tree / f"docker/{image}.lock").is_file()]
+    python = os.environ.get("MATHMIND_PYTHON") or sys.executable
+    try:
+        asked = subprocess.run([python, "-c", DIFFERING, *locks], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    except OSError as error:
+        return Finding("native packages", state, f"MATHMIND_PYTHON={python}: {error.strerror}", "set it to a Python, or unset it")
+    if asked.returncode:
+        return Finding("native packages", state, f"{python}: {asked.stderr.strip().splitlines()[-1]}", NATIVELY)
+    if differing := asked.stdout.splitlines():
+        fix = NATIVELY if "rollout" in images else "make .venv"
+        return Finding("native packages", state, f"not pinned: {', '.join(differing[:3])}", fix)
+    return Finding("native packages", "ok", f"as docker/{', '.join(images)}.lock pin them")
 
 
 def _engine(name: str, settings: Run) -> Finding:
