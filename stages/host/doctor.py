@@ -38,7 +38,7 @@ class Need:
 NEEDS = {
     "embedded": Need(gpu=0, disk=1, memory=4),
     "gsm8k-local": Need(gpu=0, disk=1, memory=5),
-    "scratch-gpu": Need(gpu=16, disk=10, memory=16),
+    "scratch-gpu": Need(gpu=20, disk=10, memory=16),
     "report-t4": Need(gpu=15, disk=120, memory=12),
     "report-h200": Need(gpu=80, disk=120, memory=64),
 }
@@ -72,7 +72,7 @@ def examine(tree: Path) -> list[Finding]:
         _packages(tree, images, settings),
         *(_engine(name, settings) for name in ("docker", "podman")),
         *(_image(tree, name, settings) for name in images),
-        *(_profile(name, need, values["profile"], gpus, tree, settings) for name, need in NEEDS.items()),
+        *(_profile(name, need, values["profile"], gpus, tree) for name, need in NEEDS.items()),
         _hub(values),
         *_sources(tree, values),
     ]
@@ -152,9 +152,9 @@ def _gpus() -> list[tuple[str, float]]:
     return [(name, float(mebibytes) / 1024) for name, mebibytes in (line.rsplit(", ", 1) for line in lines)]
 
 
-def _profile(name: str, need: Need, chosen: str, gpus: list[tuple[str, float]], tree: Path, settings: Run) -> Finding:
+def _profile(name: str, need: Need, chosen: str, gpus: list[tuple[str, float]], tree: Path) -> Finding:
     state = "missing" if name == chosen else "note"
-    free = shutil.disk_usage(settings.scratch or tree).free / GIB
+    free = shutil.disk_usage(tree).free / GIB  # of run.scratch's disk, a stage's outs leave for this one
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     largest = max((size for _, size in gpus), default=0.0)
     found = f"GPU {f'{gpus[0][0]}, {largest:.0f} GiB' if gpus else 'none'}; memory {memory:.0f} GiB; disk {free:.0f} GiB free"

@@ -124,6 +124,12 @@ def test_the_packages_are_those_of_the_python_that_runs_stages(tree, tmp_path):
         assert packages["state"] == "missing" and str(python) in packages["found"] and said in packages["found"] and packages["fix"]
 
 
+def test_a_scratch_folder_that_no_stage_has_made_yet_is_nothing_to_mend(tree, hub):
+    profile = tree / "params/embedded.yaml"
+    profile.write_text(profile.read_text().replace("scratch: null", "scratch: /nowhere/yet"))
+    assert doctor(tree, "embedded", "--json", HF_ENDPOINT=hub).returncode == 0
+
+
 def test_the_screen_shows_the_same(tree, hub):
     done = doctor(tree, "embedded", HF_ENDPOINT=hub)
     assert done.returncode == 0 and "profile embedded (chosen)" in done.stdout and hub in done.stdout
