@@ -26,8 +26,8 @@ GIB = 2**30
 class Need:
     """What a profile asks of a machine, in GiB.
 
-    embedded's and gsm8k-local's are measured (README, "What it took"), with room to spare. The others are counted from
-    their weights: on disk the base, four merged models and five GGUF models of three forms, and DVC's cache of adapters.
+    embedded's and gsm8k-local's are measured (README, "What it took"), with room to spare, and so is scratch-gpu's GPU
+    memory (docs/gpu.md). The others are counted from their weights: on disk the base, four merged models and five GGUF models of three forms, and DVC's cache of adapters.
     """
 
     gpu: int
