@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from stages.harness.params import Run, read_params, section
 from stages.host.engines import find_image, hub_stages
 from stages.host.graph import parse_yaml
 from stages.host.hub_sources import LOCK, HubSource, hub_sources, in_words
-from stages.host.provenance import differing_versions, recipe
+from stages.host.provenance import recipe
 
 GIB = 2**30
 
@@ -25,8 +26,9 @@ GIB = 2**30
 class Need:
     """What a profile asks of a machine, in GiB.
 
-    embedded's and gsm8k-local's are measured (README, "What it took"), with room to spare. The others are counted from
-    their weights: on disk the base, four merged models and five GGUF models of three forms, and DVC's cache of adapters.
+    embedded's and gsm8k-local's are measured (README, "What it took"), with room to spare, and so is scratch-gpu's GPU
+    memory (docs/gpu.md). The others are counted from their weights: on disk the base, four merged models and five GGUF
+    models of three forms, and DVC's cache of adapters.
     """
 
     gpu: int
@@ -37,10 +39,17 @@ class Need:
 NEEDS = {
     "embedded": Need(gpu=0, disk=1, memory=4),
     "gsm8k-local": Need(gpu=0, disk=1, memory=5),
-    "scratch-gpu": Need(gpu=16, disk=10, memory=16),
+    "scratch-gpu": Need(gpu=20, disk=10, memory=16),
     "report-t4": Need(gpu=15, disk=120, memory=12),
-    "report-h200": Need(gpu=80, disk=120, memory=64),
+    "report-h200": Need(gpu=79, disk=120, memory=64),  # a card of 80 GB shows 79.6
 }
+
+# Asked of another Python: how what it has installed differs from the locks that are named to it.
+DIFFERING = """import sys
+from pathlib import Path
+from stages.host.provenance import differing_versions
+print(*(line for lock in sys.argv[1:] for line in differing_versions(Path(lock))), sep="\\n", end="")"""
+NATIVELY = 'docker/install ../.venv/rollout rollout, then export MATHMIND_PYTHON="$PWD/.venv/rollout/bin/python"'
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ def examine(tree: Path) -> list[Finding]:
         _packages(tree, images, settings),
         *(_engine(name, settings) for name in ("docker", "podman")),
         *(_image(tree, name, settings) for name in images),
-        *(_profile(name, need, values["profile"], gpus, tree, settings) for name, need in NEEDS.items()),
+        *(_profile(name, need, values["profile"], gpus, tree) for name, need in NEEDS.items()),
         _hub(values),
         *_sources(tree, values),
     ]
@@ -93,12 +102,20 @@ def _dvcs_own_files(tree: Path) -> Finding:
 
 
 def _packages(tree: Path, images: list[str], settings: Run) -> Finding:
-    native = settings.engine == "native"
-    differing = [line for image in images if (tree / f"docker/{image}.lock").is_file()
-                 for line in differing_versions(tree / f"docker/{image}.lock")]  # fmt: skip
-    if not differing:
-        return Finding("native packages", "ok", f"as docker/{', '.join(images)}.lock pin them")
-    return Finding("native packages", "missing" if native else "note", f"not pinned: {', '.join(differing[:3])}", "make .venv")
+    """The packages of the Python that runs stages natively: $MATHMIND_PYTHON's, where it is set (docker/run)."""
+    state = "missing" if settings.engine == "native" else "note"
+    locks = [str(tree / f"docker/{image}.lock") for image in images if (tree / f"docker/{image}.lock").is_file()]
+    python = os.environ.get("MATHMIND_PYTHON") or sys.executable
+    try:
+        asked = subprocess.run([python, "-c", DIFFERING, *locks], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    except OSError as error:
+        return Finding("native packages", state, f"MATHMIND_PYTHON={python}: {error.strerror}", "set it to a Python, or unset it")
+    if asked.returncode:
+        return Finding("native packages", state, f"{python}: {asked.stderr.strip().splitlines()[-1]}", NATIVELY)
+    if differing := asked.stdout.splitlines():
+        fix = NATIVELY if "rollout" in images else "make .venv"
+        return Finding("native packages", state, f"not pinned: {', '.join(differing[:3])}", fix)
+    return Finding("native packages", "ok", f"as docker/{', '.join(images)}.lock pin them")
 
 
 def _engine(name: str, settings: Run) -> Finding:
@@ -136,9 +153,9 @@ def _gpus() -> list[tuple[str, float]]:
     return [(name, float(mebibytes) / 1024) for name, mebibytes in (line.rsplit(", ", 1) for line in lines)]
 
 
-def _profile(name: str, need: Need, chosen: str, gpus: list[tuple[str, float]], tree: Path, settings: Run) -> Finding:
+def _profile(name: str, need: Need, chosen: str, gpus: list[tuple[str, float]], tree: Path) -> Finding:
     state = "missing" if name == chosen else "note"
-    free = shutil.disk_usage(settings.scratch or tree).free / GIB
+    free = shutil.disk_usage(tree).free / GIB  # of run.scratch's disk, a stage's outs leave for this one
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     largest = max((size for _, size in gpus), default=0.0)
     found = f"GPU {f'{gpus[0][0]}, {largest:.0f} GiB' if gpus else 'none'}; memory {memory:.0f} GiB; disk {free:.0f} GiB free"

@@ -116,6 +116,20 @@ def test_packages_that_the_lock_does_not_pin_are_named(tree):
     assert packages["fix"] == "make .venv"
 
 
+def test_the_packages_are_those_of_the_python_that_runs_stages(tree, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    for python, said in ((tmp_path / "bare/bin/python", "No module named 'pydantic'"), (tmp_path / "none/python", "No such file")):
+        done = doctor(tree, "scratch-gpu", "--json", MATHMIND_PYTHON=str(python))
+        (packages,) = [line for line in json.loads(done.stdout) if line["subject"] == "native packages"]
+        assert packages["state"] == "missing" and str(python) in packages["found"] and said in packages["found"] and packages["fix"]
+
+
+def test_a_scratch_folder_that_no_stage_has_made_yet_is_nothing_to_mend(tree, hub):
+    profile = tree / "params/embedded.yaml"
+    profile.write_text(profile.read_text().replace("scratch: null", "scratch: /nowhere/yet"))
+    assert doctor(tree, "embedded", "--json", HF_ENDPOINT=hub).returncode == 0
+
+
 def test_the_screen_shows_the_same(tree, hub):
     done = doctor(tree, "embedded", HF_ENDPOINT=hub)
     assert done.returncode == 0 and "profile embedded (chosen)" in done.stdout and hub in done.stdout
