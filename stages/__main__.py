@@ -270,9 +270,10 @@ def publish(
 ) -> None:  # fmt: skip
     """Uploads a model and a card of what was measured to a hub.
 
-    MODEL is base, sft, qlora, grpo or orpo. What is not chosen by --adapter, --merged or --gguf stays out; without any, everything goes: the adapter, the merged weights and the GGUF forms of params.yaml's gguf_export.files; of base, its weights and
-    GGUF forms. What the repository holds of an earlier publication and is not chosen now, goes. Refuses what the commit here
-    would not make again, and what a licence forbids. The token is HF_TOKEN, or that of `hf auth login`; the hub is HF_ENDPOINT.
+    MODEL is base, sft, qlora, grpo or orpo. Where nothing is chosen, everything goes: the adapter, the merged weights and the GGUF
+    forms of params.yaml's gguf_export.files; of base, its weights and GGUF forms. What the repository holds of an earlier
+    publication and is not chosen now, goes. Refuses what the commit here would not make again, and what a licence forbids. The token
+    is HF_TOKEN, or that of `hf auth login`; the hub is HF_ENDPOINT.
     """
     from stages.host import publish as hub
 
