@@ -18,6 +18,7 @@ from tests.imports import ROOT
 from tests.pipeline.conftest import CHANGES
 from tests.pipeline.test_launcher import change, copy_of_the_tree, end_queue_workers, environment, git
 
+pytestmark = pytest.mark.xdist_group("uses")  # they share a graph of two minutes
 GUIDE = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SMALLER = {
