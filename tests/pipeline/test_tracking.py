@@ -35,6 +35,7 @@ from tests.pipeline.test_launcher import (
 )
 from tests.wandb_files import recorded
 
+pytestmark = pytest.mark.xdist_group("tracking")  # they share a base, made without and with tracking
 DEAD = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": wandb_server.KEY}  # nobody listens on port 9
 
 
