@@ -241,7 +241,8 @@ def teach(base_url: str | None, concurrency: int, limit: int | None, price_in: f
 def sync(dry_run: bool, json: bool) -> None:
     """Sends to W&B what was recorded below wandb/.
 
-    That is the runs that were recorded offline, or that did not get through; what is sent is not sent again. The key is read from WANDB_API_KEY or what `wandb login` stored, the server from WANDB_BASE_URL.
+    That is the runs that were recorded offline, or that did not get through; what is sent is not sent again. The key is read from
+    WANDB_API_KEY or what `wandb login` stored, the server from WANDB_BASE_URL.
     """
     from dataclasses import asdict
 

@@ -4,7 +4,6 @@ A package that the service has no answer for counts as not looked at, never as s
 """
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import click
 
 from stages.harness.errors import InputError
+from stages.host.provenance import package_name, pins
 
 PIP_AUDIT = "pip-audit==2.10.1"
 SOUND, VULNERABLE, UNKNOWN = 0, 1, 2  # exit statuses
@@ -44,8 +44,8 @@ def pinned(locks: list[Path]) -> Packages:
     """The locks that pin each package and version, for whatever platform; 2.13.0+cpu is a build of version 2.13.0."""
     found: Packages = {}
     for lock in locks:
-        for name, version in re.findall(r"^([\w.-]+)==([^\s;\\+]+)", lock.read_text(encoding="utf-8"), re.MULTILINE):
-            named = found.setdefault((re.sub(r"[-_.]+", "-", name).lower(), version), [])
+        for name, version in pins(lock.read_text(encoding="utf-8")):
+            named = found.setdefault((package_name(name), version.partition("+")[0]), [])
             named += [lock.name] if lock.name not in named else []
     return found
 

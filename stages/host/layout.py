@@ -15,8 +15,8 @@ from stages.corpus.chat_format import STOP_TEXTS, render
 from stages.corpus.marks import STOP_TOKENS
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
+from stages.host.models import BASE, whole_weights
 
-BASE = Path("models/base")
 CARD, MODELFILE = "README.md", "Modelfile"
 OLLAMA = (MODELFILE, "template", "params")  # the last two are what `ollama run hf.co/...` reads
 NOT_WEIGHTS = ("source.json", "tensors.json")  # of our folders, for our own stages
@@ -58,15 +58,10 @@ def choose(model: str, params: dict[str, Any], adapter: bool, merged: bool, gguf
     return Chosen(adapter=adapter, weights=merged, gguf=tuple(dict.fromkeys(gguf)))
 
 
-def weights_of(model: str) -> Path:
-    """The folder of a model's whole weights."""
-    return BASE if model == "base" else Path("models/merged") / model
-
-
 def folders(model: str, chosen: Chosen, base_is_here: bool) -> list[Path]:
     """The outs that the chosen parts are taken from; `base_is_here` where the base is on no hub."""
     return [
-        *([weights_of(model)] if chosen.weights else []),
+        *([whole_weights(model)] if chosen.weights else []),
         *([Path("models") / model] if chosen.adapter else []),
         *([BASE] if chosen.adapter and base_is_here else []),
         *([Path("models/gguf") / model] if chosen.gguf else []),
@@ -76,7 +71,7 @@ def folders(model: str, chosen: Chosen, base_is_here: bool) -> list[Path]:
 def parts(tree: Path, model: str, to: str, chosen: Chosen, base_source: dict[str, Any] | None, asked: "Asking") -> Iterator[Part]:
     """The files in the repository `to`, but for the card; folders that are not here are passed over."""
     if chosen.weights:
-        yield from _folder(tree / weights_of(model))
+        yield from _folder(tree / whole_weights(model))
     if chosen.adapter:
         for part in _folder(tree / "models" / model, "adapter/"):
             yield Part(part.name, _naming_its_base(part, to, base_source)) if part.name == "adapter/adapter_config.json" else part

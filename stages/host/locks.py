@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from stages.harness.errors import InputError
+from stages.host.provenance import pins
 
 # In this order, for a .in may be held to another's lock (`-c`): tools build llama.cpp, uv installs, host runs beside stages.
 CPU_LOCKS = ("uv", "tools", "cpu", "export", "host")
@@ -72,7 +73,7 @@ def with_hashes_of_every_python(lock: str, direct: str) -> str:
 def versions(lock: Path) -> dict[str, str]:
     """The packages that a lock pins; none where there is no lock."""
     text = lock.read_text(encoding="utf-8") if lock.is_file() else ""
-    return dict(re.findall(r"^([\w.-]+)==([^\s;\\]+)", text, re.MULTILINE))
+    return dict(pins(text))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ from typing import Any
 
 from stages.harness.jsonl import read_json, read_rows
 from stages.host.graph import GraphStage, entry_deps, entry_key, entry_outs
-from stages.host.layout import Asking, weights_of
+from stages.host.layout import Asking
 from stages.host.licences import ingredients
+from stages.host.models import whole_weights
+from stages.host.provenance import pinned_libraries
 from stages.host.results import BASE_SOURCE, COMPARISON, METRICS, PREDICTIONS, SOURCES, TEST, Row, stage_of
 from stages.host.verify import Commit
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "vllm", "llama-cpp-python")  # those that shape weights
 ADDRESS = re.compile(r"https://(?:[^/@]*@)?(.+)")  # without who asks, and a password perhaps
 
 
@@ -58,7 +59,7 @@ class Measured:
                     walk(dep)
                 found[name] = None
 
-        walk(str(weights_of(self.model)))
+        walk(str(whole_weights(self.model)))
         return list(found)
 
 
@@ -80,7 +81,7 @@ def measured(tree: Path, model: str, params: dict[str, Any], graph: dict[str, Gr
         base_source=_base_source(tree, params["base_model"]),
         asking=Asking(prompt, template.read_text(encoding="utf-8") if template.is_file() else "", params["eval_gguf"]["scored"]),
         example=_example(tree, model),
-        packages=_pinned(commit.text(f"docker/{params['images'][role]}.lock") or ""),
+        packages=pinned_libraries(commit.text(f"docker/{params['images'][role]}.lock") or ""),
     )  # fmt: skip
 
 
@@ -104,9 +105,3 @@ def _origin(tree: Path) -> str | None:
     url = subprocess.run(["git", "remote", "get-url", "origin"], cwd=tree, capture_output=True, text=True).stdout.strip()
     address = ADDRESS.fullmatch(url)
     return f"https://{address[1]}" if address else None
-
-
-def _pinned(lock: str) -> dict[str, str]:
-    """The packages that shape weights, as a lock of docker/ pins them."""
-    found = dict(re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock, re.MULTILINE))
-    return {name: found[name] for name in PACKAGES if name in found}

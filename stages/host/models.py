@@ -7,6 +7,7 @@ from stages.corpus.chat_format import STOP_TEXTS, render
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
 
+BASE = Path("models/base")
 MODELS = ("base", "sft", "qlora", "grpo", "orpo")
 ENGINES = ("llama_cpp", "transformers", "vllm")
 FORMS = ("q4_k_m", "q8_0", "f16")  # where none is named, the first that is here is taken
@@ -54,7 +55,7 @@ def forms_here(folder: Path, model: str) -> list[str]:
 
 def models_here(folder: Path) -> list[str]:
     """The models that are here in any GGUF form, or whole."""
-    return [model for model in MODELS if forms_here(folder, model) or _whole(folder, model).is_dir()]
+    return [model for model in MODELS if forms_here(folder, model) or (folder / whole_weights(model)).is_dir()]
 
 
 def gguf_of(folder: Path, model: str, form: str | None) -> Path:
@@ -72,12 +73,13 @@ def gguf_of(folder: Path, model: str, form: str | None) -> Path:
 
 def weights_of(folder: Path, model: str) -> Path:
     """The folder of a model's whole weights."""
-    whole = _whole(folder, model)
-    if not (whole / "config.json").is_file():
+    whole = whole_weights(model)
+    if not (folder / whole / "config.json").is_file():
         stage = "base-model" if model == "base" else f"merge@{model}"
-        raise InputError(f"{whole.relative_to(folder)} holds no model: run `dvc repro {stage}`, or bring it with `dvc pull {stage}`")
-    return whole
+        raise InputError(f"{whole} holds no model: run `dvc repro {stage}`, or bring it with `dvc pull {stage}`")
+    return folder / whole
 
 
-def _whole(folder: Path, model: str) -> Path:
-    return folder / ("models/base" if model == "base" else f"models/merged/{model}")
+def whole_weights(model: str) -> Path:
+    """Where the graph puts a model's whole weights."""
+    return BASE if model == "base" else Path("models/merged") / model

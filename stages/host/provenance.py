@@ -14,6 +14,7 @@ from stages.harness.jsonl import read_json, write_json
 from stages.harness.params import Run
 
 TIMING = Path("results/timing")
+LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "vllm", "llama-cpp-python")  # those that shape weights
 
 
 def write_timing(
@@ -64,17 +65,32 @@ def recipe(tree: Path, image: str) -> str:
     return hashlib.sha256(b"".join((tree / "docker" / name).read_bytes() for name in recipe_files(image))).hexdigest()[:16]
 
 
-def pinned_versions(lock: Path) -> dict[str, set[str]]:
-    """The versions that a lock pins of each package: several where platforms differ."""
+def pins(lock: str) -> list[tuple[str, str]]:
+    """The packages and versions in a lock's text, in its order; a package stands there again where platforms differ."""
+    return re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock, re.MULTILINE)
+
+
+def pinned_libraries(lock: str) -> dict[str, str]:
+    """The versions that a lock's text pins of LIBRARIES, as far as it does."""
+    pinned = _by_package(lock)
+    return {name: " or ".join(sorted(pinned[name])) for name in LIBRARIES if name in pinned}
+
+
+def lock_text(lock: Path) -> str:
+    """A lock of docker/, or InputError where it is missing."""
     if not lock.is_file():
         raise InputError(f"{lock} is missing: write it with `docker/lock {lock.stem}`")
+    return lock.read_text(encoding="utf-8")
+
+
+def _by_package(lock: str) -> dict[str, set[str]]:
     pinned: dict[str, set[str]] = {}
-    for name, version in re.findall(r"^([\w.-]+)==([^\s;\\]+)", lock.read_text(encoding="utf-8"), re.MULTILINE):
-        pinned.setdefault(_normal(name), set()).add(version)
+    for name, version in pins(lock):
+        pinned.setdefault(package_name(name), set()).add(version)
     return pinned
 
 
-def _normal(name: str) -> str:
+def package_name(name: str) -> str:
     """A package's name as every tool writes it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -84,8 +100,8 @@ def differing_versions(lock: Path) -> list[str]:
 
     A package that the lock names and this Python has no need of (another platform's) is passed over.
     """
-    pinned = pinned_versions(lock)
-    installed = {_normal(dist.name): dist.version for dist in distributions()}
+    pinned = _by_package(lock_text(lock))
+    installed = {package_name(dist.name): dist.version for dist in distributions()}
     return sorted(
         f"{name} {installed[name]} (lock: {' or '.join(sorted(versions))})"
         for name, versions in pinned.items()

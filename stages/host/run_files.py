@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.harness.jsonl import read_json, read_rows
-from stages.host.provenance import pinned_versions, read_timing, recipe
+from stages.host.provenance import lock_text, pinned_libraries, read_timing, recipe
 from stages.host.results import METRICS, SOURCES, TEST, read_curve
 from stages.host.tracking import Followed
 from stages.training.curves import Curve
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "vllm", "llama-cpp-python")
 LIVE = Path("checkpoints/curve.jsonl")  # in the scratch folder: the curve's rows as a stage logs them, where it does
 SAMPLE = 100  # completions of a table
 COLUMNS = ("id", "prompt", "question", "completion", "gold answer", "answer", "correct")
@@ -23,13 +22,12 @@ Figures = dict[str, float]
 def config(run: Followed) -> dict[str, Any]:
     """What the run is made of: parameters, data, image and libraries."""
     tree = Path(run.tree)
-    pinned = pinned_versions(tree / "docker" / f"{run.image}.lock")
     return {
         "profile": run.profile,
         **run.params,
         "key": run.key,
         "image": {"role": run.role, "name": run.image, "recipe": recipe(tree, run.image)},
-        "versions": {name: " or ".join(sorted(pinned[name])) for name in LIBRARIES if name in pinned},
+        "versions": pinned_libraries(lock_text(tree / "docker" / f"{run.image}.lock")),
         **data_pins(run, at_the_end=False),
     }
 

@@ -15,10 +15,9 @@ from typing import Any, Protocol
 
 from stages.harness.errors import InputError
 from stages.host.run_files import Ended, Figures, live_rows
-from stages.host.tracking import EVENTS, WANDB, Followed, read_followed
+from stages.host.tracking import EVENTS, KILLED, WANDB, Followed, read_followed
 
 POLL = 2.0  # seconds between two looks at a stage's scratch folder
-KILLED = 137
 
 
 class Sink(Protocol):

@@ -22,6 +22,7 @@ from stages.host.graph import GraphStage
 
 WANDB = Path("wandb")  # where the client and its own commands look
 EVENTS = Path("results/tensorboard")
+KILLED = 128 + signal.SIGKILL  # a run of whose end nothing is known
 UPLOAD = 30  # seconds after a stage's end for what has not been sent as it came
 RECORDED, SENT = 20, UPLOAD + 20  # seconds that a tracker has after its stage, offline and online; then it is ended
 
@@ -55,9 +56,9 @@ class Followed:
 
 
 class Tracker:
-    """What the launcher tells of the run's end; `status` is 137 until it is known."""
+    """What the launcher tells of the run's end, which counts as killed until it is known."""
 
-    status = 128 + signal.SIGKILL
+    status = KILLED
 
 
 @contextmanager
