@@ -12,8 +12,6 @@ from tests.pipeline.conftest import Workplace
 
 UPDATES = 20
 MADE_SMALL = {
-    "fetch.sources.pretraining.rows": 20_000,
-    "base_model.steps": 300,
     "preference_pairs.questions": 300,
     "sft.max_steps": UPDATES,
     "sft.log_every": 1,

@@ -24,6 +24,12 @@ def column(folder, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
+def falls(losses: list[float]) -> bool:
+    """Whether the last quarter's mean is a tenth below the first's: single batches differ by more."""
+    quarter = len(losses) // 4
+    return sum(losses[-quarter:]) < 0.9 * sum(losses[:quarter])
+
+
 def adapter(folder) -> dict[str, str]:
     return {name: value for name, value in digest(folder / "out").items() if name.endswith(".safetensors")}
 
@@ -38,7 +44,7 @@ def test_both_backends_lose_alike_and_strict_kernels_give_the_same_bytes(train, 
         assert digest(one / "out") == digest(other / "out")
         assert (one / "curve.csv").read_bytes() == (other / "curve.csv").read_bytes()
     ours, theirs = column(first, "loss"), column(unsloth, "loss")
-    assert len(ours) == len(theirs) == UPDATES and ours[-1] < 0.9 * ours[0]
+    assert len(ours) == len(theirs) == UPDATES and falls(ours)
     assert theirs == pytest.approx(ours, rel=TOLERANCE, abs=TOLERANCE)
     assert set(digest(unsloth / "out")) == set(digest(first / "out"))
     configs = [read_json(folder / "out/adapter_config.json") for folder in (first, unsloth)]
@@ -49,7 +55,7 @@ def test_both_backends_lose_alike_and_strict_kernels_give_the_same_bytes(train, 
 def test_fp16_with_scaled_losses_trains_as_bf16_does(train, method):
     (half,) = train(method, {"fp16": {"precision": "fp16"}})
     losses = column(half, "loss")
-    assert len(losses) == UPDATES and losses[-1] < 0.9 * losses[0]
+    assert len(losses) == UPDATES and falls(losses)
 
 
 def test_grpo_by_vllm_comes_again_and_its_completions_differ_within_a_group(train):
