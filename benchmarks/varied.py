@@ -7,7 +7,7 @@ A clone of HEAD at another path, which has a space and a letter that is no ASCII
 and umask; on these cores alone (in docker those that its daemon was started on), as another user where root asks for one, who must be
 able to read this folder and its Python, and for docker be of its group. With --narrowed,
 `run.unpinned` lets in variables that hold the libraries to fewer instructions than docker/determinism.env does, and each stage is
-made from the committed inputs in DVC's cache, so that each says for itself whether its bytes follow from them.
+verified alone, from the committed inputs in DVC's cache, so that each says for itself whether its bytes follow from them.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
         Path(folder).chmod(0o755)
         place = Path(folder) / "ein anderer Ört" / "mathmind"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(place)], check=True)
-        more = prepare_narrowed(place) if chosen.narrowed else []
+        each = prepare_narrowed(place) if chosen.narrowed else [[]]
         home = Path(folder) / "home"
         home.mkdir()
         if user:
@@ -62,15 +62,14 @@ def main() -> None:
         varied = {"HOME": str(home), **ELSEWHERE, **(NARROWED if chosen.narrowed else {})}
         environment = {"PATH": os.environ["PATH"], "MATHMIND_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1", **varied}
         started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "stages", "verify", "--json", "--engine", chosen.engine, *more],
-            cwd=place, env=environment, umask=UMASK, stdout=subprocess.PIPE, text=True, user=user and user.pw_uid,
+        verify = partial(
+            subprocess.run, cwd=place, env=environment, umask=UMASK, stdout=subprocess.PIPE, text=True, user=user and user.pw_uid,
             group=user and user.pw_gid, extra_groups=user and os.getgrouplist(user.pw_name, user.pw_gid),
             preexec_fn=partial(os.sched_setaffinity, 0, chosen.cpus),
         )  # fmt: skip
-    if done.returncode not in (0, 1, 3):
-        sys.exit(f"verify ended with {done.returncode}, its words stand above: {done.stdout[-500:]}")
-    verdict = json.loads(done.stdout[done.stdout.index("{\n") :])
+        command = [sys.executable, "-m", "stages", "verify", "--json", "--engine", chosen.engine]
+        verdicts = [verdict_of(verify([*command, *asked])) for asked in each]
+    differing = [verdict["verdict"] for verdict in verdicts if verdict["verdict"] != "same"]
     figures = {
         "engine": chosen.engine,
         "cores": len(chosen.cpus),
@@ -79,10 +78,12 @@ def main() -> None:
         **varied,
         "HOME": "another",
         "path": "another, with a space and an umlaut",
-        "verdict": verdict["verdict"],
-        "stages": len(verdict["stages"]),
+        "verdict": max(differing, default="same"),
+        "stages": sum(len(verdict["stages"]) for verdict in verdicts),
         "seconds": round(time.monotonic() - started),
-        "findings": [{key: finding[key] for key in ("stage", "path", "how")} for finding in verdict["findings"]],
+        "findings": [
+            {key: finding[key] for key in ("stage", "path", "how")} for verdict in verdicts for finding in verdict["findings"]
+        ],
     }
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -93,17 +94,23 @@ def main() -> None:
     Console().print(table)
     for finding in figures["findings"]:
         print(f"{finding['stage']}: {finding['path']}: {finding['how']}")
-    sys.exit(done.returncode)
+    sys.exit(1 if differing else 0)
 
 
-def prepare_narrowed(place: Path) -> list[str]:
-    """Commits run.unpinned, lends the clone this folder's cache, and asks for every stage by itself."""
+def verdict_of(done: subprocess.CompletedProcess) -> dict:
+    if done.returncode not in (0, 1, 3):
+        sys.exit(f"verify ended with {done.returncode}, its words stand above: {done.stdout[-500:]}")
+    return json.loads(done.stdout[done.stdout.index("{\n") :])
+
+
+def prepare_narrowed(place: Path) -> list[list[str]]:
+    """Commits run.unpinned, lends the clone this folder's cache, and asks for each stage alone."""
     params = place / "params.yaml"
     params.write_text(params.read_text(encoding="utf-8").replace("\n  unpinned: false", "\n  unpinned: true"), encoding="utf-8")
     subprocess.run(["git", "-c", "user.name=benchmark", "-c", "user.email=benchmark@example.org", "commit", "-qam", "unpinned"],
                    cwd=place, check=True)  # fmt: skip
     subprocess.run([*DVC, "config", "--local", "cache.dir", str(Cache(ROOT).folder)], cwd=place, check=True)
-    return [part for name in read_graph(place, read_params(params)) for part in ("--stages", name)]
+    return [["--stages", name] for name in read_graph(place, read_params(params))]
 
 
 if __name__ == "__main__":
