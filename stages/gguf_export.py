@@ -4,6 +4,7 @@ Converter, quantiser and runtime come from one llama.cpp commit. The name in the
 that it happened to lie in, and nothing else of the machine enters, so the bytes are the same everywhere.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +14,28 @@ from stages.harness import measures
 from stages.harness.errors import InputError
 from stages.harness.jsonl import write_json
 from stages.harness.params import StageParams
+from stages.inference import ollama
 from stages.inference.llama_cpp_library import llama_cpp
 
 QUANTISED = {"q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0", "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
+README = """\
+# How to run these files
+
+By llama.cpp's server, from this folder, one of
+
+{lines}
+
+by Ollama (its Modelfile takes {form}.gguf; another form is another name in its first line)
+
+    ollama create mathmind -f Modelfile
+    ollama run mathmind
+
+{asked}
+"""
+HOW_ASKED = "The files carry the template that the model was trained with; the Modelfile says the same in Ollama's own words."
+HOW_A_BASE_IS_ASKED = (
+    "A base model was taught no form of question, and its files carry no template: give it the whole text that it is to go on with."
+)
 K_QUANT_ROW = 256  # K-quants hold rows in blocks of so many weights; other rows fall back to a plainer type
 
 
@@ -27,7 +47,10 @@ class Params(StageParams):
 
 
 def run(p: Params, *, model: Path, out: Path) -> None:
-    """Writes out/<form>.gguf of each form in `files`, and out/tensors.json: how many tensors each holds in what type."""
+    """Writes out/<form>.gguf of each form in `files`, out/tensors.json (how many tensors each holds in what type), and how to run them.
+
+    That is out/Modelfile, with which Ollama asks the last form of `files` as the model was taught, and out/README.md.
+    """
     out.mkdir(parents=True)
     whole = out / "f16.gguf"
     convert(model, whole, p.name)
@@ -38,10 +61,25 @@ def run(p: Params, *, model: Path, out: Path) -> None:
         whole.unlink()
     counts = {form: tensor_types(out / f"{form}.gguf") for form in p.files}
     write_json(out / "tensors.json", counts)
+    _say_how_to_run(model, p.files, out)
     if fallen := fallen_back(counts.get("q4_k_m", {})):
         measures.note(q4_k_m_fallback_tensors=fallen)
         print(f"gguf-export: {fallen} of {sum(counts['q4_k_m'].values())} tensors of {model} fell back from q4_k_m: "
               f"their rows are no multiple of {K_QUANT_ROW}")  # fmt: skip
+
+
+def _say_how_to_run(model: Path, forms: Sequence[str], out: Path) -> None:
+    """Writes Modelfile and README.md beside the files."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    stops = tokenizer.convert_ids_to_tokens(GenerationConfig.from_pretrained(model).eos_token_id)
+    modelfile = ollama.modelfile(f"{forms[-1]}.gguf", tokenizer.chat_template, stops)
+    (out / ollama.MODELFILE).write_text(modelfile, encoding="utf-8")
+    jinja = " --jinja" if tokenizer.chat_template else ""
+    lines = "\n".join(f"    llama-server -m {form}.gguf{jinja} --temp 0" for form in forms)
+    asked = HOW_ASKED if tokenizer.chat_template else HOW_A_BASE_IS_ASKED
+    (out / "README.md").write_text(README.format(lines=lines, form=forms[-1], asked=asked), encoding="utf-8")
 
 
 def convert(model: Path, file: Path, name: str) -> None:

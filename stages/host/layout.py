@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.corpus.chat_format import STOP_TEXTS, render
+from stages.corpus.chat_format import STOP_TEXTS
 from stages.corpus.marks import STOP_TOKENS
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
 from stages.host.models import BASE, whole_weights
+from stages.inference import ollama
 
-CARD, MODELFILE = "README.md", "Modelfile"
-OLLAMA = (MODELFILE, "template", "params")  # the last two are what `ollama run hf.co/...` reads
+CARD = "README.md"
+OLLAMA = (ollama.MODELFILE, "template", "params")  # the last two are what `ollama run hf.co/...` reads
 NOT_WEIGHTS = ("source.json", "tensors.json")  # of our folders, for our own stages
 # Every name that a publication may have written.
 OURS = re.compile(r"(adapter|base)/.+|[^/]+\.(gguf|safetensors|safetensors\.index\.json|jinja)|"
@@ -108,11 +109,12 @@ class Asking:
 
     def parts(self, gguf: str) -> Iterator[Part]:
         """What Ollama reads: a Modelfile, and for a model that it brings from the hub by itself, template and params."""
-        go = render(self.template, "{{ .Prompt }}")  # a Go template of one question, which is all that the model was taught
-        stops = "".join(f'PARAMETER stop "{text}"\n' for text in self.stops)  # a Modelfile knows no escapes: a line's end stands as it is
-        modelfile = f'FROM ./{gguf}\nTEMPLATE """{go}"""\nPARAMETER temperature 0\n{stops}'
-        params = json.dumps({"temperature": 0, "stop": self.stops}, indent=2)
-        for name, text in zip(OLLAMA, (modelfile, go, f"{params}\n"), strict=True):
+        texts = (
+            ollama.modelfile(gguf, self.template, self.stops),
+            ollama.go_template(self.template),
+            ollama.params(self.stops),
+        )
+        for name, text in zip(OLLAMA, texts, strict=True):
             yield Part(name, text.encode())
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_the_bytes_do_not_depend_on_the_run_or_the_folder(exported):
 def test_only_the_forms_that_are_asked_for_are_kept(exported, tmp_path):
     fewer = Workplace(tmp_path, "embedded", {"gguf_export.files": ["q8_0"]})
     fewer.do("gguf-export", model=str(exported / "merged"), out="gguf")
-    assert sorted(digests(tmp_path / "gguf")) == ["q8_0.gguf", "tensors.json"]
+    assert sorted(digests(tmp_path / "gguf")) == ["Modelfile", "README.md", "q8_0.gguf", "tensors.json"]
     assert digests(tmp_path / "gguf")["q8_0.gguf"] == digests(exported / "gguf")["q8_0.gguf"]
 
 
@@ -86,6 +87,58 @@ def test_token_ids_are_the_tokenizers_own_and_no_token_is_added(exported):
     for token in STOP_TOKENS:
         assert engine.api.llama_vocab_is_eog(engine.vocab, tokenizer.convert_tokens_to_ids(token))
     engine.close()
+
+
+def test_a_hundred_prompts_have_the_ids_that_transformers_gives_them_and_none_begins_twice(exported):
+    """By the template in the file and llama.cpp's own vocabulary, as a chat server would make them."""
+    import gguf
+    from llama_cpp import Llama
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+    from transformers import AutoTokenizer, GenerationConfig
+
+    file = exported / "gguf" / "q8_0.gguf"
+    tokenizer = AutoTokenizer.from_pretrained(exported / "merged")
+    model = Llama(str(file), vocab_only=True, verbose=False)
+    template = model.metadata["tokenizer.chat_template"]
+    chat = Jinja2ChatFormatter(template, eos_token=tokenizer.eos_token, bos_token=tokenizer.bos_token or "")
+    rows = list(read_rows(exported / "mix" / "test.jsonl"))[:100]
+    assert len(rows) == 100 and template == tokenizer.chat_template
+    for row in rows:
+        messages = [{"role": "user", "content": row["question"]}]
+        wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        text = chat(messages=messages).prompt
+        assert model.tokenize(text.encode(), add_bos=model.metadata["tokenizer.ggml.add_bos_token"] == "true", special=True) == wanted
+        assert wanted.count(tokenizer.bos_token_id) == 0
+    stops = set(GenerationConfig.from_pretrained(exported / "merged").eos_token_id)
+    fields = gguf.GGUFReader(file).fields
+    named = {fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ("eos", "eot") if f"tokenizer.ggml.{name}_token_id" in fields}
+    assert len(stops) == 2 and named <= stops
+
+
+def read_modelfile(text: str) -> dict[str, list[str]]:
+    """Of Ollama's grammar (docs.ollama.com/modelfile) what a Modelfile here may use; anything else fails."""
+    line = re.compile(r'(FROM|TEMPLATE|PARAMETER (?:stop|temperature)) ("""(?:.|\n)*?"""|"[^"]*"|\S+)\n')
+    found, place = {}, 0
+    while place < len(text):
+        said = line.match(text, place)
+        assert said, text[place:]
+        found.setdefault(said[1], []).append(said[2].strip('"'))
+        place = said.end()
+    return found
+
+
+def test_ollama_is_told_to_ask_as_the_model_was_taught(exported):
+    said = read_modelfile((exported / "gguf" / "Modelfile").read_text(encoding="utf-8"))
+    template = (exported / "merged" / "chat_template.jinja").read_text(encoding="utf-8")
+    (go,) = said["TEMPLATE"]
+    assert go.replace("{{ .Prompt }}", "How many?") == render(template, "How many?")
+    assert said["FROM"] == ["./q4_k_m.gguf"] and (exported / "gguf" / said["FROM"][0]).is_file()
+    assert sorted(said["PARAMETER stop"]) == sorted(STOP_TOKENS) and said["PARAMETER temperature"] == ["0"]
+    base = read_modelfile((exported / "gguf-base" / "Modelfile").read_text(encoding="utf-8"))
+    assert base["TEMPLATE"] == ["{{ .Prompt }}"] and base["PARAMETER stop"]
+    lines = (exported / "gguf" / "README.md").read_text(encoding="utf-8")
+    assert all(f"llama-server -m {form}.gguf --jinja --temp 0" in lines for form in ("f16", "q8_0", "q4_k_m"))
+    assert "--jinja" not in (exported / "gguf-base" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_base_carries_no_template_and_both_forms_say_their_tensors(exported):
