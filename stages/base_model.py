@@ -27,7 +27,7 @@ from stages.harness.jsonl import read_json, write_json
 from stages.harness.params import StageParams
 from stages.harness.progress import progress
 from stages.training import checkpoints as kept
-from stages.training.curves import Curve
+from stages.training.curves import LIVE, Curve
 
 PAD = "<|pad|>"
 SPECIAL_TOKENS = (TEXT_END, TURN_START, TURN_END, PAD)
@@ -157,7 +157,7 @@ def pretrain(p: Params, raw: Path, checkpoints: Path, out: Path) -> Curve:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=p.lr, betas=BETAS, weight_decay=p.weight_decay, fused=True
     )
-    curve, tokens, done, running = Curve(), 0, 0, []
+    curve, tokens, done, running = Curve(checkpoints / LIVE), 0, 0, []
     if checkpoint := kept.last_whole_checkpoint(checkpoints):
         told = kept.load(Path(checkpoint), model, optimizer)
         tokens, done = told["tokens"], told["done"]

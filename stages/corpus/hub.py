@@ -97,22 +97,33 @@ def pause(error: Exception, failures: int) -> float:
 @contextmanager
 def one_sentence(repository: Repository, commit: str | None = None, file: str = "") -> Iterator[None]:
     """Turns the client's errors, and others that they caused, into an InputError that says what to do."""
-    from huggingface_hub import get_token
-
-    token = get_token() or ""
-    if not (token.isascii() and token.isprintable()):  # a library that met it would quote it in its error
-        raise InputError("HF_TOKEN holds characters that no token has: set it anew, or unset it")
+    sound_token()
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, _client_errors()):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if (cause := client_error(error)) is None:
             raise
         raise InputError(_sentence(cause, repository, commit, file)) from None
+
+
+def sound_token() -> str | None:
+    """The token that the client will send, if there is one; InputError where a library that met it would quote it in its error."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token and not (token.isascii() and token.isprintable()):
+        raise InputError("HF_TOKEN holds characters that no token has: set it anew, or unset it")
+    return token
+
+
+def client_error(error: BaseException) -> BaseException | None:
+    """The client's own error: this one, or one that caused it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, _client_errors()):
+        cause = cause.__cause__ or cause.__context__
+    return cause
 
 
 def _client_errors() -> tuple[type[Exception], ...]:

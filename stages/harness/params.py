@@ -55,13 +55,6 @@ class Images(StageParams):
     export: Literal[IMAGES]
 
 
-class Tracking(StageParams):
-    """`tracking:`, where runs are logged."""
-
-    wandb: Literal["disabled", "offline", "online"]
-    project: str
-
-
 Section = TypeVar("Section", bound=BaseModel)
 
 

@@ -1,8 +1,6 @@
 """What a run is made of, and what its stage has written, read for tracking: while it runs, and when it has ended."""
 
 import json
-import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +8,10 @@ from stages.harness.jsonl import read_json, read_rows
 from stages.host.provenance import lock_text, pinned_libraries, read_timing, recipe
 from stages.host.results import METRICS, SOURCES, TEST, read_curve
 from stages.host.tracking import Followed
+from stages.training import curves
 from stages.training.curves import Curve
 
-LIVE = Path("checkpoints/curve.jsonl")  # in the scratch folder: the curve's rows as a stage logs them, where it does
+LIVE = Path("checkpoints") / curves.LIVE  # in the scratch folder: the curve's rows as a stage logs them
 SAMPLE = 100  # completions of a table
 COLUMNS = ("id", "prompt", "question", "completion", "gold answer", "answer", "correct")
 
@@ -60,23 +59,11 @@ class Ended:
 
 
 def live_rows(scratch: Path) -> dict[int, Figures]:
-    """A running stage's rows so far: those that it writes as it logs them, else those that its newest checkpoint holds."""
-    curve = Curve()
-    if (scratch / LIVE).is_file():
-        for line in (scratch / LIVE).read_bytes().split(b"\n")[:-1]:  # what follows the last end of line is still being written
-            with suppress(ValueError, KeyError):  # cut off by a kill, before a resumed run went on
-                row = json.loads(line)
-                curve.add(row.pop("step"), **row)
-        return curve.rows
-    checkpoints = [path for path in scratch.glob("checkpoints/checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    for folder in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        try:
-            logs = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-        except (OSError, ValueError):  # half written, or just being removed
-            continue
-        for log in logs:
-            curve.add_log(log["step"], log)
-        break
+    """A running stage's rows so far."""
+    curve, file = Curve(), scratch / LIVE
+    for line in file.read_bytes().split(b"\n")[:-1] if file.is_file() else []:  # what follows the last end of line is still being written
+        row = json.loads(line)
+        curve.add(row.pop("step"), **row)
     return curve.rows
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from stages.corpus.hub import client_error, sound_token
 from stages.harness.errors import InputError
 from stages.host.layout import OURS, Part
 
@@ -38,14 +39,11 @@ def upload(to: str, model: str, files: Sequence[Part], message: str, *, public: 
     Where it holds just them already, no commit is made; what an earlier publication left there beside them goes. Raises
     InputError in one sentence for what the hub refuses.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.utils import disable_progress_bars
 
-    token = get_token()
-    if not token:
+    if not sound_token():
         raise InputError("there is no token: set HF_TOKEN to one that may write, or run `hf auth login`")
-    if not (token.isascii() and token.isprintable()):  # a library that met it would quote it in its error
-        raise InputError("HF_TOKEN holds characters that no token has: set it anew")
     if not sys.stderr.isatty():
         disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns where nothing has changed
@@ -99,17 +97,12 @@ def _ours(api, to: str, model: str, *, public: bool) -> _Before:
 @contextmanager
 def _one_sentence(to: str) -> Iterator[None]:
     """Turns what the client raises into an InputError that says what to do; never an address with its query, nor a header."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, (HfHubHTTPError, httpx.HTTPError, httpx.InvalidURL, OfflineModeIsEnabled)):
-            cause = cause.__cause__ or cause.__context__
+        cause = client_error(error)
         if cause is None and not isinstance(error, (RuntimeError, OSError, ValueError)):  # Xet, the client's faster protocol; an odd answer
             raise
         raise InputError(_sentence(cause or error, to, " ".join(str(error).split()))) from None

@@ -1,22 +1,31 @@
 """Training curves as CSV files: one row a logged step, the same columns in every row, and no clock."""
 
 import csv
+import json
 from pathlib import Path
 
 # Clocks, what says nothing, and an average over the steps since a resumed run began.
 LEFT_OUT = ("runtime", "per_second", "total_flos", "step_time", "epoch", "num_tokens", "train_loss")
 FIRST = ("loss", "eval_loss", "reward", "lr")
+LIVE = "curve.jsonl"  # beside the checkpoints, where who follows a run reads it
 
 
 class Curve:
     """Collects figures by step and writes them with six significant digits."""
 
-    def __init__(self) -> None:
+    def __init__(self, live: Path | None = None) -> None:
+        """`live` is a file that gets each row as it comes, as JSON; one of an earlier run is begun anew."""
         self.rows: dict[int, dict[str, float]] = {}
+        self.live = live
+        if live:
+            live.write_bytes(b"")
 
     def add(self, step: int, **figures: float) -> None:
         """Adds figures to a step's row; figures of the same step join one row."""
         self.rows.setdefault(step, {}).update(figures)
+        if self.live:
+            with self.live.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **figures}) + "\n")
 
     def add_log(self, step: int, log: dict[str, object]) -> None:
         """Adds what a Hugging Face trainer logs, without its clocks, with `learning_rate` called lr as everywhere."""

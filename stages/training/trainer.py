@@ -11,7 +11,7 @@ from stages.harness.arithmetic import use_strict_kernels
 from stages.harness.jsonl import read_rows
 from stages.harness.params import StageParams
 from stages.training.checkpoints import last_whole_checkpoint, sealer
-from stages.training.curves import Curve, recorder
+from stages.training.curves import LIVE, Curve, recorder
 from stages.training.models import Precision, save_adapter
 
 
@@ -107,7 +107,7 @@ def train(stage: str, trainer, *, checkpoints: Path, out: Path, out_curve: Path)
     """
     from transformers.trainer_callback import PrinterCallback
 
-    curve = Curve()
+    curve = Curve(checkpoints / LIVE)
     trainer.remove_callback(PrinterCallback)  # our own callback shows progress
     trainer.add_callback(recorder(curve, stage, trainer.args.max_steps))
     trainer.add_callback(sealer())

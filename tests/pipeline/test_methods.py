@@ -11,7 +11,9 @@ import pytest
 
 from stages.corpus.marks import TEXT_END, TURN_END
 from stages.harness.jsonl import read_rows
+from stages.host.run_files import live_rows
 from stages.training.checkpoints import SEAL
+from stages.training.curves import Curve
 from tests.imports import ROOT
 from tests.pipeline.conftest import flip
 
@@ -257,6 +259,10 @@ def resume(small, stage) -> str:
     assert done.returncode == 0, done.stdout
     assert digest(small / "resumed") == digest(small / name)
     assert (small / "resumed.csv").read_bytes() == (small / f"{name}.csv").read_bytes()
+    followed = Curve()
+    followed.rows = live_rows(small / "killed")
+    followed.write(small / "followed.csv")
+    assert (small / "followed.csv").read_bytes() == (small / "resumed.csv").read_bytes()
     return done.stdout
 
 

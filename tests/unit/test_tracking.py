@@ -12,36 +12,21 @@ from stages.host.tracker import attempt
 from stages.host.tracking import Followed, Tracking, as_folder, experiment, read_followed
 from stages.host.wandb_runs import run_id
 from stages.host.wandb_sync import reason
+from stages.training.curves import Curve
 from tests.imports import ROOT
 
 
-def checkpoint(scratch, step, logs):
-    folder = scratch / f"checkpoints/checkpoint-{step}"
-    folder.mkdir(parents=True)
-    text = logs if isinstance(logs, str) else json.dumps({"log_history": logs})
-    (folder / "trainer_state.json").write_text(text)
-
-
-LOGS = [
-    {"step": 1, "loss": 0.5, "learning_rate": 0.1, "epoch": 0.1, "rewards/exact/mean": 2.0},
-    {"step": 1, "eval_loss": 0.7, "eval_runtime": 3.0},
-    {"step": 2, "loss": 0.4, "train_runtime": 9.0},
-]
-
-
-def test_a_running_stages_rows_are_its_newest_whole_checkpoints_named_as_in_its_curve(tmp_path):
+def test_a_running_stages_rows_are_read_as_it_logs_them_named_as_in_its_curve(tmp_path):
     assert live_rows(tmp_path) == {}
-    checkpoint(tmp_path, 9, [{"step": 1, "loss": 9.0}])
-    checkpoint(tmp_path, 10, LOGS)
-    checkpoint(tmp_path, 20, '{"log_history": [{"st')
-    assert live_rows(tmp_path) == {1: {"loss": 0.5, "lr": 0.1, "rewards.exact.mean": 2.0, "eval_loss": 0.7}, 2: {"loss": 0.4}}
-
-
-def test_rows_that_a_stage_writes_as_it_logs_them_come_first_and_a_line_that_is_cut_off_is_passed_over(tmp_path):
-    checkpoint(tmp_path, 10, LOGS)
-    rows = ['{"step": 3, "loss": 0.3}', '{"step": 4, "lo{"step": 1, "loss": 9.0}', '{"step": 3, "eval_loss": 0.2}', '{"step": 4, "loss"']
-    (tmp_path / "checkpoints/curve.jsonl").write_text("\n".join(rows))
-    assert live_rows(tmp_path) == {3: {"loss": 0.3, "eval_loss": 0.2}}
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/curve.jsonl").write_text('{"step": 9, "loss": 9.0}\n')  # of a run that was killed
+    curve = Curve(tmp_path / "checkpoints/curve.jsonl")
+    assert live_rows(tmp_path) == {}
+    curve.add_log(1, {"loss": 0.5, "learning_rate": 0.1, "epoch": 0.1, "rewards/exact/mean": 2.0})
+    curve.add_log(1, {"eval_loss": 0.7, "eval_runtime": 3.0})
+    with curve.live.open("a") as file:
+        file.write('{"step": 2, "lo')  # just being written
+    assert live_rows(tmp_path) == curve.rows == {1: {"loss": 0.5, "lr": 0.1, "rewards.exact.mean": 2.0, "eval_loss": 0.7}}
 
 
 def test_a_table_samples_predictions_evenly_with_their_questions(tmp_path):
