@@ -37,7 +37,7 @@ from stages.training.curves import Curve
 PAD = "<|pad|>"
 SPECIAL_TOKENS = (TEXT_END, TURN_START, TURN_END, PAD)
 # Tokens that a family keeps for padding or for nothing: what stands there ends no answer. The unknown token comes last.
-UNUSED = ("<|finetune_right_pad_id|>", r"<pad>", r"\[PAD\]", r"<\|reserved_special_token_\d+\|>", r"<unused\d+>", "<unk>")
+UNUSED = (r"<\|finetune_right_pad_id\|>", "<pad>", r"\[PAD\]", r"<\|reserved_special_token_\d+\|>", r"<unused\d+>", "<unk>")
 BETAS = (0.9, 0.98)
 WARMUP_STEPS = 50
 NOTE_EVERY = 20  # steps between rows of the curve
@@ -154,6 +154,7 @@ def take(model: str, folder: Path, names: Sequence[str], place: Callable[[Path, 
         raise InputError(f"{model} is not a model that transformers reads ({str(error).splitlines()[0]}): "
                          "name another in params.yaml's base_model") from None  # fmt: skip
     tokenizer.chat_template = None
+    tokenizer.init_kwargs.pop("chat_template", None)  # or the files would name one, null
     with TemporaryDirectory() as saved:  # its files say what its class adds
         tokenizer.save_pretrained(saved)
         marks = marks_of(Path(saved), model)
