@@ -125,7 +125,7 @@ def take_local(p: Params, local_files: Path, out: Path) -> None:
         raise InputError(f"{folder} has sha256 {found}, params.yaml's base_model.sha256 {wants}: "
                          "get the right files, or write that there")  # fmt: skip
     take(told, folder, files, shutil.copyfile, out)
-    write_json(out / "source.json", {"folder": p.folder, "sha256": found})
+    write_json(out / "source.json", {"kind": "local", "folder": p.folder, "sha256": found})
 
 
 def folder_sha256(folder: Path, names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.corpus.chat_format import STOP_TEXTS, render
-from stages.corpus.marks import STOP_TOKENS
+from stages.corpus.marks import Marks
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
 from stages.host.models import BASE, whole_weights
@@ -22,7 +22,7 @@ OLLAMA = (MODELFILE, "template", "params")  # the last two are what `ollama run 
 NOT_WEIGHTS = ("source.json", "tensors.json")  # of our folders, for our own stages
 # Every name that a publication may have written.
 OURS = re.compile(r"(adapter|base)/.+|[^/]+\.(gguf|safetensors|safetensors\.index\.json|jinja)|"
-                  rf"(config|generation_config|tokenizer|tokenizer_config)\.json|{'|'.join(OLLAMA)}|{CARD}")  # fmt: skip
+                  rf"(config|generation_config|tokenizer|tokenizer_config)\.json|tokenizer\.model|{'|'.join(OLLAMA)}|{CARD}")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Asking:
     prompt: str  # its name in comparison.json: own, or a base's best
     template: str  # Jinja
     scored: str  # the GGUF form whose score stands in metrics.json
+    marks: Marks = Marks()  # of the base
 
     def preferred(self, forms: tuple[str, ...]) -> str:
         """The form that is run where none is named."""
@@ -104,11 +105,12 @@ class Asking:
     @property
     def stops(self) -> list[str]:
         """Texts that end an answer."""
-        return [*STOP_TOKENS, *([STOP_TEXTS[self.prompt]] if self.prompt in STOP_TEXTS else [])]
+        return [*self.marks.stops, *([STOP_TEXTS[self.prompt]] if self.prompt in STOP_TEXTS else [])]
 
     def parts(self, gguf: str) -> Iterator[Part]:
         """What Ollama reads: a Modelfile, and for a model that it brings from the hub by itself, template and params."""
-        go = render(self.template, "{{ .Prompt }}")  # a Go template of one question, which is all that the model was taught
+        # A Go template of one question, which is all that the model was taught; what begins a text Ollama adds by itself.
+        go = render(self.template, "{{ .Prompt }}").removeprefix(self.marks.begin)
         stops = "".join(f'PARAMETER stop "{text}"\n' for text in self.stops)  # a Modelfile knows no escapes: a line's end stands as it is
         modelfile = f'FROM ./{gguf}\nTEMPLATE """{go}"""\nPARAMETER temperature 0\n{stops}'
         params = json.dumps({"temperature": 0, "stop": self.stops}, indent=2)
