@@ -158,14 +158,17 @@ def take(model: str, folder: Path, names: Sequence[str], place: Callable[[Path, 
     with TemporaryDirectory() as saved:  # its files say what its class adds
         tokenizer.save_pretrained(saved)
         marks = marks_of(Path(saved), model)
-    _see_to_padding(tokenizer, model, marks, config.get_text_config().vocab_size)
+    rows, stop_ids = config.get_text_config().vocab_size, tokenizer.convert_tokens_to_ids(list(marks.stops))
+    if without := [token for token, id in zip(marks.stops, stop_ids) if id >= rows]:
+        raise InputError(f"{model} has no weights for {without[0]}, with which answers would end: "
+                         "name another model in params.yaml's base_model")  # fmt: skip
+    _see_to_padding(tokenizer, model, marks, rows)
     _see_to_beginning(tokenizer, model, marks)
     tokenizer.save_pretrained(out)
     for name in names:
         if name == "config.json" or is_weights(name):
             place(folder / name, out / name)
     keep_sentencepiece(folder, out)
-    stop_ids = tokenizer.convert_tokens_to_ids(list(marks.stops))
     GenerationConfig(eos_token_id=stop_ids, pad_token_id=tokenizer.pad_token_id).save_pretrained(out)
 
 

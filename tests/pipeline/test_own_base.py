@@ -247,7 +247,7 @@ def test_a_folder_that_is_not_there_or_not_named_is_said_in_one_sentence(place):
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "weights as pickles only (pytorch_model.bin)"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "holds its weights as pickles only (pytorch_model.bin)"),
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
         (lambda folder: edit(folder / "config.json", auto_map={}), "needs code of its own (auto_map in config.json)"),
         (lambda folder: edit(folder / "tokenizer_config.json", auto_map={}), "needs code of its own (auto_map in tokenizer_config.json)"),
@@ -278,3 +278,59 @@ def test_a_tokenizer_whose_way_of_splitting_llama_cpp_does_not_know_is_refused_a
     told = re.search(r"has sha256 ([0-9a-f]{64})", ask_for(place, "llama").stdout)[1]
     assert ask_for(place, "llama", told).returncode == 0
     assert_one_sentence(place.run("gguf-export", model="base", out="gguf"), "it does not know how the tokenizer splits text")
+
+
+def write_gemma(folder: Path) -> None:
+    """A tiny random Gemma with a SentencePiece tokenizer in both forms, as its makers publish them."""
+    import io
+
+    import sentencepiece
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GemmaTokenizer
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    limits = Limits(largest=10, factor=5, result=30)
+    texts = [f"{problem.question} {problem.working}" for problem in procedural.problems("train", 500, 1, {1: 0.5, 2: 0.5}, limits)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.replace("\n", " ") for text in texts), model_writer=model, model_type="bpe", vocab_size=600,
+        byte_fallback=True, split_digits=True, add_dummy_prefix=False, remove_extra_whitespaces=False,
+        normalization_rule_name="identity", pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece="<pad>", eos_piece="<eos>",
+        bos_piece="<bos>", unk_piece="<unk>", control_symbols=["<start_of_turn>", "<end_of_turn>"], user_defined_symbols=["\n"],
+        minloglevel=2,
+    )  # fmt: skip
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    vocab = {pieces.id_to_piece(id): id for id in range(pieces.vocab_size())}
+    merges = generate_merges(vocab, {piece: pieces.get_score(id) for piece, id in vocab.items()})
+    turns = ["<start_of_turn>", "<end_of_turn>"]
+    GemmaTokenizer(vocab=vocab, merges=merges, additional_special_tokens=turns, mask_token=None, add_bos_token=True).save_pretrained(folder)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 16, "max_position_embeddings": 512, "sliding_window": 256}  # fmt: skip
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(vocab_size=len(vocab), **size, bos_token_id=2, eos_token_id=1, pad_token_id=0)
+    Gemma3ForCausalLM(config).save_pretrained(folder)
+
+
+def test_a_gemma_is_trained_merged_and_exported_and_keeps_its_own_tokenizer(tmp_path):
+    pytest.importorskip("sentencepiece")
+    write_gemma(tmp_path / "local/gemma")
+    changes = {"prepare_mix.max_tokens": 512, "sft.max_length": 512, "sft.max_steps": 4, "sft.save_every": 4, "sft.per_device_batch": 4}
+    place = Workplace(tmp_path, made_small={**CHANGES, **changes, "gguf_export.files": ["f16"], "fetch.sources.pretraining.rows": 10})
+    place.do("fetch", sources_lock="params.yaml", out="raw")
+    told = re.search(r"has sha256 ([0-9a-f]{64})", ask_for(place, "gemma").stdout)[1]
+    assert ask_for(place, "gemma", told).returncode == 0
+    place.do("prepare-mix", raw="raw", tokenizer="base", out="mix")
+    assert (place / "mix/sft/chat_template.jinja").read_text().startswith("{{- '<bos>' -}}")
+    place.do("sft", base="base", mix="mix", out="sft", out_curve="sft.csv")
+    place.do("merge", base="base", adapter="sft", out="merged")
+    place.do("gguf-export", model="merged", out="gguf")  # which holds llama.cpp's reading to the tokenizer's
+    place.do("gguf-export", model="base", out="gguf-base")
+    assert (place / "merged/tokenizer.model").read_bytes() == (place / "local/gemma/tokenizer.model").read_bytes()
+    assert read_json(place / "merged/generation_config.json")["eos_token_id"] == [5, 1]
+
+    (place / "absent").mkdir()
+    (place / "absent/sentencepiece.py").write_text("raise ModuleNotFoundError(name='sentencepiece')")
+    place.environment["PYTHONPATH"] = f"{place / 'absent'}:{place.environment['PYTHONPATH']}"
+    refused = place.run("gguf-export", model="merged", out="gguf-again")
+    assert_one_sentence(refused, "is read by the package sentencepiece, which is not installed: add it to the image of gguf-export")
