@@ -17,7 +17,6 @@ import pytest
 from stages.corpus import procedural
 from stages.corpus.chat_format import render
 from stages.corpus.procedural_families import Limits
-from stages.corpus.schemas import CALCULATOR_MARK
 from stages.harness.jsonl import read_json, read_rows
 from tests.imports import ROOT
 from tests.pipeline.conftest import CHANGES, Workplace, assert_one_sentence
