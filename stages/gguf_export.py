@@ -103,11 +103,13 @@ def convert(model: Path, file: Path, name: str) -> None:
                 return super()._create_vocab_sentencepiece()
             except ModuleNotFoundError as error:
                 raise InputError(f"{model}/{SENTENCEPIECE} is read by the package {error.name}, which is not installed: "
-                                 f"add it to the image of gguf-export (docker/*.in, docker/lock)") from None  # fmt: skip
+                                 "add it to the image of gguf-export (docker/*.in, docker/lock)") from None  # fmt: skip
 
         def set_vocab(self) -> None:
             super().set_vocab()
             written = self.gguf_writer.kv_data[0]
+            if gguf.Keys.Tokenizer.EOS_ID not in written:
+                self.gguf_writer.add_eos_token_id(stops[0])
             others = [stop for stop in stops if stop != written[gguf.Keys.Tokenizer.EOS_ID].value]
             for stop in others[:1]:  # llama.cpp knows those of the families by their names
                 if eot in written or token_text(model, stop) not in ANY_STOP:

@@ -25,7 +25,7 @@ def marks_of(folder: Path, called: str = "") -> Marks:
 
     A turn ends with a family's own token where the vocabulary has one, a text with `<|endoftext|>`; else both with eos.
     """
-    about, config = _tokenizer(folder), {}
+    about, config = _tokenizer(folder, called), {}
     if (folder / "tokenizer_config.json").is_file():
         config = read_json(folder / "tokenizer_config.json")
     known = [token["content"] for token in about.get("added_tokens", ())]
@@ -88,7 +88,7 @@ def _text(token: str | dict[str, Any] | None) -> str:
     return (token.get("content") if isinstance(token, dict) else token) or ""
 
 
-def _tokenizer(folder: Path) -> dict[str, Any]:
+def _tokenizer(folder: Path, called: str = "") -> dict[str, Any]:
     if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"{folder} holds no tokenizer.json: name a base that has one, as transformers' save_pretrained writes it")
+        raise InputError(f"{called or folder} has no tokenizer.json: name a base that has one, as transformers' save_pretrained writes it")
     return read_json(folder / "tokenizer.json")

@@ -11,8 +11,7 @@ from stages.harness.jsonl import read_json, read_rows
 from stages.host.graph import GraphStage, entry_deps, entry_key, entry_outs
 from stages.host.layout import Asking
 from stages.host.licences import ingredients
-from stages.host.models import base_marks
-from stages.host.models import whole_weights
+from stages.host.models import base_marks, whole_weights
 from stages.host.provenance import pinned_libraries
 from stages.host.results import BASE_SOURCE, COMPARISON, METRICS, PREDICTIONS, SOURCES, TEST, Row, stage_of
 from stages.host.verify import Commit

@@ -79,7 +79,7 @@ def test_a_base_that_cannot_end_an_answer_is_refused(tmp_path, config, sentence)
 
 
 def test_a_folder_without_tokenizer_json_is_refused_by_name(tmp_path):
-    with pytest.raises(InputError, match="holds no tokenizer.json"):
+    with pytest.raises(InputError, match="has no tokenizer.json"):
         marks_of(tmp_path)
 
 
