@@ -93,7 +93,7 @@ def make_tokenizer(vocabulary: Path) -> None:
     from gguf import GGUFReader
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    from stages.base_model import QWEN2_PATTERN
+    from stages.corpus.tokenizer_files import QWEN2_PATTERN
 
     fields = GGUFReader(vocabulary).fields
     tokens, kinds, merges = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type", "merges"))

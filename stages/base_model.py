@@ -1,25 +1,30 @@
 """base-model: the model that every method starts from.
 
 `pretrain` trains a tokenizer and a small Qwen2 from nothing on the documents that fetch brought; `hub` takes a published
-model at a pinned commit, its weights as they are. The folder carries no chat template: eval asks a base model in several
-ways and says which.
+model at a pinned commit, `local` one that the user keeps, its weights as they are. The folder carries no chat template: eval
+asks a base model in several ways and says which.
 """
 
+import hashlib
 import math
 import random
-from collections.abc import Iterator, Sequence
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from pydantic import Field
 
 from stages.corpus import hub
 from stages.corpus.chat_format import few_shot, render
-from stages.corpus.marks import STOP_TOKENS, TEXT_END, TURN_END, TURN_START
+from stages.corpus.marks import STOP_TOKENS, TEXT_END, TURN_END, TURN_START, Marks
 from stages.corpus.schemas import Document, MathProblem
 from stages.corpus.sources import Sources
-from stages.corpus.sources_lock import CONFIGS, Snapshot, is_weights, pinned_model, refuse_own_code
+from stages.corpus.sources_lock import CONFIGS, MODEL_FILES, Snapshot, is_weights, pinned_model, refuse_no_weights, refuse_own_code
+from stages.corpus.tokenizer_files import QWEN2_PATTERN, keep_sentencepiece, marks_of
 from stages.harness import measures
 from stages.harness.arithmetic import use_portable_arithmetic, use_strict_kernels
 from stages.harness.errors import InputError
@@ -31,10 +36,8 @@ from stages.training.curves import LIVE, Curve
 
 PAD = "<|pad|>"
 SPECIAL_TOKENS = (TEXT_END, TURN_START, TURN_END, PAD)
-# Qwen2's pre-tokenizer: words, single digits, punctuation, line ends (Qwen/Qwen1.5-4B, tokenizer.json).
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# Tokens that a family keeps for padding or for nothing: what stands there ends no answer. The unknown token comes last.
+UNUSED = (r"<\|finetune_right_pad_id\|>", "<pad>", r"\[PAD\]", r"<\|reserved_special_token_\d+\|>", r"<unused\d+>", "<unk>")
 BETAS = (0.9, 0.98)
 WARMUP_STEPS = 50
 NOTE_EVERY = 20  # steps between rows of the curve
@@ -54,11 +57,13 @@ class Architecture(StageParams):
 
 
 class Params(StageParams):
-    """`pretrain` uses everything below `repo`, `hub` only `repo`."""
+    """`pretrain` uses everything below `sha256`, `hub` only `repo`, `local` only `folder` and `sha256`."""
 
     seed: int
-    kind: Literal["pretrain", "hub"]
+    kind: Literal["pretrain", "hub", "local"]
     repo: str | None  # hub: the model's name; its commit stands in params/sources.lock.yaml
+    folder: str | None  # local: a folder below run.local_files with config, safetensors and tokenizer
+    sha256: str | None  # local: what its files must be; a run says what they are
     sources: tuple[str, ...] = Field(strict=False)  # pretrain: whose text is read
     vocab: int = Field(gt=300)
     architecture: Architecture
@@ -74,63 +79,128 @@ class Params(StageParams):
     save_every: int = Field(multiple_of=NOTE_EVERY)  # steps; a killed run goes on from there
 
 
-def run(p: Params, *, raw: Path, sources_lock: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
+def run(
+    p: Params, *, raw: Path, sources_lock: Path, local_files: Path, checkpoints: Path, out: Path, out_curve: Path
+) -> None:
     """Writes a model folder (config, weights, tokenizer, generation config) and the loss curve.
 
-    A published model has no curve of ours, so it is empty, and source.json says where the model is from and on what terms.
+    A model that others made has no curve of ours, so it is empty, and source.json says where the model is from and, where
+    it is published, on what terms.
     """
-    if p.kind == "hub":
-        if p.repo is None:
-            raise InputError("params.yaml: base_model.repo: a hub model needs it, such as Qwen/Qwen1.5-4B")
-        take(pinned_model(sources_lock, p.repo), checkpoints, out)
-        Curve().write(out_curve)
-    else:
-        pretrain(p, raw, checkpoints, out).write(out_curve)
+    match p.kind:
+        case "hub":
+            if p.repo is None:
+                raise InputError("params.yaml: base_model.repo: a hub model needs it, such as Qwen/Qwen1.5-4B")
+            take_published(pinned_model(sources_lock, p.repo), checkpoints, out)
+            Curve().write(out_curve)
+        case "local":
+            take_local(p, local_files, out)
+            Curve().write(out_curve)
+        case "pretrain":
+            pretrain(p, raw, checkpoints, out).write(out_curve)
 
 
-def take(source: Snapshot, half: Path, out: Path) -> None:
-    """Writes a published model's folder: config and weights untouched, its tokenizer without template and with padding.
-
-    `half` is where the files of a killed run lie. Raises InputError where the model needs code of its own or its
-    tokenizer lacks what the methods rely on.
-    """
+def take_published(source: Snapshot, half: Path, out: Path) -> None:
+    """Takes the base from the hub; `half` is where the files of a killed run lie. Raises what `take` raises."""
     hub.download(source, half)
-    for name in source.files.keys() & set(CONFIGS):
-        refuse_own_code(source.repository, name, read_json(half / name))
+    take(str(source.repository), half, source.files, hub.keep, out)
+    write_json(out / "source.json", {"repo": source.repository.id, "revision": source.commit, **source.pinned.terms})
+
+
+def take_local(p: Params, local_files: Path, out: Path) -> None:
+    """Takes the base from a folder that the user keeps, after a check that its bytes are the ones the parameters mean.
+
+    Raises InputError where the folder is missing, its hash another or none, and what `take` raises.
+    """
+    if p.folder is None:
+        raise InputError("params.yaml: base_model.folder: a local model needs it, the name of a folder below run.local_files")
+    folder, told = local_files / p.folder, f"model {p.folder}"
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing: put the model's folder there (run.local_files says where)")
+    names = sorted(file.name for file in folder.iterdir() if file.is_file())
+    refuse_no_weights(told, names)
+    files = [name for name in names if name.endswith(MODEL_FILES)]
+    if (found := folder_sha256(folder, files)) != p.sha256:
+        wants = "names none" if p.sha256 is None else f"wants {p.sha256}"
+        raise InputError(f"{folder} has sha256 {found}, params.yaml's base_model.sha256 {wants}: "
+                         "get the right files, or write that there")  # fmt: skip
+    take(told, folder, files, shutil.copyfile, out)
+    write_json(out / "source.json", {"kind": "local", "folder": p.folder, "sha256": found})
+
+
+def folder_sha256(folder: Path, names: Sequence[str]) -> str:
+    """One hash of some files of a folder: that of the lines which `sha256sum` prints for them, sorted by name."""
+    lines = hashlib.sha256()
+    for name in sorted(names):
+        with (folder / name).open("rb") as file:
+            lines.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n".encode())
+    return lines.hexdigest()
+
+
+def take(model: str, folder: Path, names: Sequence[str], place: Callable[[Path, Path], object], out: Path) -> None:
+    """Writes the folder of a model that others made: config and weights untouched, its tokenizer without template and with padding.
+
+    `model` is how messages call it, `place` copies or links a file. Raises InputError where the model needs code of its own or
+    its tokenizer lacks what the methods rely on.
+    """
+    for name in set(names) & set(CONFIGS):
+        refuse_own_code(model, name, read_json(folder / name))
 
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     try:
-        config, tokenizer = AutoConfig.from_pretrained(half), AutoTokenizer.from_pretrained(half)
+        config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     except (ValueError, OSError) as error:
-        raise InputError(f"{source.repository} is not a model that transformers reads ({str(error).splitlines()[0]}): "
-                         "name another in params.yaml's base_model.repo") from None  # fmt: skip
-    _complete(tokenizer, source, config.get_text_config().vocab_size)
-    for name in source.files:
-        if name == "config.json" or is_weights(name):
-            hub.keep(half / name, out / name)
+        raise InputError(f"{model} is not a model that transformers reads ({str(error).splitlines()[0]}): "
+                         "name another in params.yaml's base_model") from None  # fmt: skip
+    tokenizer.chat_template = None
+    tokenizer.init_kwargs.pop("chat_template", None)  # or the files would name one, null
+    with TemporaryDirectory() as saved:  # its files say what its class adds
+        tokenizer.save_pretrained(saved)
+        marks = marks_of(Path(saved), model)
+    rows, stop_ids = config.get_text_config().vocab_size, tokenizer.convert_tokens_to_ids(list(marks.stops))
+    if without := [token for token, id in zip(marks.stops, stop_ids) if id >= rows]:
+        raise InputError(f"{model} has no weights for {without[0]}, with which answers would end: "
+                         "name another model in params.yaml's base_model")  # fmt: skip
+    _see_to_padding(tokenizer, model, marks, rows)
+    _see_to_beginning(tokenizer, model, marks)
     tokenizer.save_pretrained(out)
-    stop_ids = tokenizer.convert_tokens_to_ids(list(STOP_TOKENS))
+    for name in names:
+        if name == "config.json" or is_weights(name):
+            place(folder / name, out / name)
+    keep_sentencepiece(folder, out)
     GenerationConfig(eos_token_id=stop_ids, pad_token_id=tokenizer.pad_token_id).save_pretrained(out)
-    write_json(out / "source.json", {"repo": source.repository.id, "revision": source.commit, **source.pinned.terms})
 
 
-def _complete(tokenizer, source: Snapshot, vocab: int) -> None:
-    """Takes the chat template away and sees to a padding token that ends nothing.
+def _see_to_padding(tokenizer, model: str, marks: Marks, vocab: int) -> None:
+    """Gives the tokenizer a padding token that neither ends nor begins anything.
 
     Qwen pads with <|endoftext|>, which is learnt as an answer's end only where it is not taken for padding. Its
-    embedding has rows to spare (Qwen1.5-4B: 151,936 for 151,646 tokens), so that a token more needs no new weights.
+    embedding has rows to spare (Qwen1.5-4B: 151,936 for 151,646 tokens), so that a token more needs no new weights; a
+    model without such rows pads with a token that it has no use for.
     """
-    known = tokenizer.get_vocab()
-    if missing := [token for token in STOP_TOKENS if token not in known]:
-        raise InputError(f"{source.repository} has no token {missing[0]}, with which answers end here: "
-                         "name a model with Qwen's tokens in params.yaml's base_model.repo")  # fmt: skip
-    tokenizer.chat_template = None
-    if tokenizer.pad_token in (None, tokenizer.eos_token, *STOP_TOKENS):
-        if PAD not in known and len(tokenizer) >= vocab:
-            raise InputError(f"{source.repository} has no token to pad with and none of its {vocab} rows to spare for one: "
-                             "name another model in params.yaml's base_model.repo")  # fmt: skip
-        tokenizer.add_special_tokens({"pad_token": PAD})
+    known, taken = tokenizer.get_vocab(), {tokenizer.eos_token, tokenizer.bos_token, marks.begin, *marks.stops}
+    if tokenizer.pad_token not in (None, *taken) and known[tokenizer.pad_token] < vocab:
+        return
+    pad = PAD
+    if PAD not in known and len(tokenizer) >= vocab:
+        unused = [token for form in UNUSED for token in sorted(known) if re.fullmatch(form, token)]
+        pad = next((token for token in unused if known[token] < vocab and token not in taken), None)
+    if pad is None:
+        raise InputError(f"{model} has no token to pad with and none of its {vocab} rows to spare for one: "
+                         "name another model in params.yaml's base_model")  # fmt: skip
+    tokenizer.add_special_tokens({"pad_token": pad})
+
+
+def _see_to_beginning(tokenizer, model: str, marks: Marks) -> None:
+    """Holds the marks to what the tokenizer does; a bos token that begins no text is none, or a trainer would add it."""
+    added, bare = (tokenizer("1", add_special_tokens=adds)["input_ids"] for adds in (True, False))
+    begin = tokenizer.convert_tokens_to_ids([marks.begin]) if marks.begin else []
+    if added != [*begin, *bare]:
+        raise InputError(f"{model}: its tokenizer adds {tokenizer.convert_ids_to_tokens(added)} around a text, and only one token "
+                         "before it is known here: name another model in params.yaml's base_model")  # fmt: skip
+    if not begin and tokenizer.bos_token is not None:
+        tokenizer.bos_token = None
 
 
 def pretrain(p: Params, raw: Path, checkpoints: Path, out: Path) -> Curve:

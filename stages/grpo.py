@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.corpus.marks import TURN_END
+from stages.corpus.tokenizer_files import marks_of
 from stages.harness.errors import InputError
 from stages.inference.vllm_engine import set_up_vllm
 from stages.training.models import frozen_hash, in_32_bits, load_tokenizer
@@ -60,7 +60,7 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
 
     rewards = [match_format_exactly, match_format_approximately, ANSWER_REWARDS[p.answer_reward]]
     model = backend.held_adapter(backend.load_base(base, nf4=p.nf4, lent=by_vllm), adapter)
-    tokenizer = load_tokenizer(base, mix / "grpo" / "chat_template.jinja", ends_with=TURN_END)
+    tokenizer = load_tokenizer(base, mix / "grpo" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
     rollouts = None
     if by_vllm:
         rollouts = VllmRollouts(
@@ -106,7 +106,7 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
     trainer.rollouts = rollouts
     in_32_bits(trainer.model)
     try:
-        train("grpo", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)
+        train("grpo", trainer, base=base, checkpoints=checkpoints, out=out, out_curve=out_curve)
         if frozen_hash(model) != frozen:
             raise RuntimeError("the frozen base is not what it was before training")
     finally:

@@ -8,6 +8,7 @@ the base, and those of the adapter on the base but for the rounding.
 from pathlib import Path
 from typing import Literal
 
+from stages.corpus.tokenizer_files import keep_sentencepiece
 from stages.harness import measures
 from stages.harness.arithmetic import use_portable_arithmetic
 from stages.harness.errors import InputError
@@ -50,4 +51,5 @@ def run(p: Params, *, base: Path, adapter: Path, out: Path) -> None:
     merged.generation_config = GenerationConfig.from_pretrained(adapter)
     merged.to(getattr(torch, p.dtype)).save_pretrained(out)
     AutoTokenizer.from_pretrained(adapter).save_pretrained(out)
+    keep_sentencepiece(base, out)
     measures.note(drift=round(drift / learned, 6))

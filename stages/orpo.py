@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from stages.corpus.marks import TEXT_END
+from stages.corpus.tokenizer_files import marks_of
 from stages.training.models import Lora, load_tokenizer
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
@@ -27,7 +27,7 @@ def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     model = backend.new_adapter(backend.load_base(base), p.lora)
-    tokenizer = load_tokenizer(base, pairs / "chat_template.jinja", ends_with=TEXT_END)
+    tokenizer = load_tokenizer(base, pairs / "chat_template.jinja", ends_with=marks_of(base).text_end)
     trainer = ORPOTrainer(
         model=model,
         args=ORPOConfig(
@@ -39,4 +39,4 @@ def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out
         train_dataset=dataset(pairs / "train.jsonl", ("prompt", "chosen", "rejected")),
         processing_class=tokenizer,
     )
-    train("orpo", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)
+    train("orpo", trainer, base=base, checkpoints=checkpoints, out=out, out_curve=out_curve)

@@ -17,11 +17,11 @@ from pydantic import Field
 from stages.corpus import chat_format, mixing
 from stages.corpus.cleaning import Cleaning
 from stages.corpus.lengths import Lengths
-from stages.corpus.marks import TEXT_END
 from stages.corpus.pairing import Asking, Pair, length_bias, problems_to_ask
 from stages.corpus.schemas import MathProblem
 from stages.corpus.sources import Sources
 from stages.corpus.teacher import Teacher, replies_to
+from stages.corpus.tokenizer_files import marks_of
 from stages.harness import measures
 from stages.harness.errors import InputError
 from stages.harness.jsonl import write_json, write_rows
@@ -55,11 +55,12 @@ def run(p: Params, *, raw: Path, base: Path, mix: Path, teacher: Path, out: Path
     else:
         pairs = of_own_mistakes(p, sources, account, workers, base, mix, teacher)
 
-    template, lengths = chat_format.alpaca(), Lengths(base)
+    marks = marks_of(base)
+    template, lengths = chat_format.alpaca(marks), Lengths(base)
 
     def too_long(pair: Pair) -> bool:
         start = chat_format.render(template, pair.question)
-        ends = [f"{answer}{TEXT_END}" for answer in (pair.chosen, pair.rejected)]
+        ends = [f"{answer}{marks.text_end}" for answer in (pair.chosen, pair.rejected)]
         return (
             lengths.over(start, p.max_prompt_tokens)
             or any(lengths.over(end, p.max_answer_tokens) for end in ends)

@@ -17,8 +17,10 @@ from stages.corpus import chat_format, mixing
 from stages.corpus.cleaning import Checks, Cleaning
 from stages.corpus.fitting import Fit, Fitting, Messages
 from stages.corpus.lengths import Lengths
+from stages.corpus.marks import Marks
 from stages.corpus.schemas import Conversation, MathProblem
 from stages.corpus.sources import Sources
+from stages.corpus.tokenizer_files import marks_of
 from stages.harness import measures
 from stages.harness.errors import InputError
 from stages.harness.jsonl import write_json, write_rows
@@ -82,7 +84,7 @@ def run(p: Params, *, raw: Path, tokenizer: Path, out: Path, workers: int) -> No
         account.used(name, train=len(rows), validation=len(held))
         _write_set(out / name, forms.templates[name], {"train": rows, "validation": held})
     write_rows(out / "test.jsonl", test)
-    _write_prompts(out / "prompts", reasoning[: p.few_shot_examples])
+    _write_prompts(out / "prompts", reasoning[: p.few_shot_examples], forms.marks)
     account.used("test", rows=len(test))
     write_json(out / "account.json", account.as_json())
     measures.note(rows=sum(entry.get("train", 0) for entry in account.entries.values()))
@@ -108,8 +110,9 @@ class Forms:
     """The form in which each method reads its rows; what does not fit into `max_tokens` in that form is left out."""
 
     def __init__(self, p: Params, tokenizer: Path, account: mixing.Account, workers: int) -> None:
-        tagged = chat_format.chatml(p.system_prompt)
-        self.templates = {"qlora": chat_format.chatml(), "sft": tagged, "grpo": tagged}
+        self.marks = marks_of(tokenizer)
+        tagged = chat_format.chatml(p.system_prompt, self.marks)
+        self.templates = {"qlora": chat_format.chatml(marks=self.marks), "sft": tagged, "grpo": tagged}
         lengths = Lengths(tokenizer)
         self.fitting = {name: Fitting(lengths, template, p.max_tokens) for name, template in self.templates.items()}
         self.too_long, self.account, self.workers = p.too_long, account, workers
@@ -204,13 +207,13 @@ def _write_set(folder: Path, template: str, parts: dict[str, list[Row]]) -> None
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
-def _write_prompts(folder: Path, examples: Sequence[MathProblem]) -> None:
+def _write_prompts(folder: Path, examples: Sequence[MathProblem], marks: Marks) -> None:
     """The ways in which a base model is asked (eval.base_prompts chooses); examples are training problems."""
     shown = [(e.question, chat_format.gsm8k_answer(e.working, _gold(e))) for e in examples]
     prompts = {
-        "chatml": chat_format.chatml(),
-        "alpaca": chat_format.alpaca(),
-        "few_shot": chat_format.few_shot(shown),
+        "chatml": chat_format.chatml(marks=marks),
+        "alpaca": chat_format.alpaca(marks),
+        "few_shot": chat_format.few_shot(shown, marks),
     }
     folder.mkdir(parents=True)
     for name, template in prompts.items():

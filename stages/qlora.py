@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from stages.corpus.marks import TURN_END
+from stages.corpus.tokenizer_files import marks_of
 from stages.harness import measures
 from stages.training.models import Lora, in_32_bits, load_tokenizer
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
@@ -30,7 +30,7 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
     from trl import SFTConfig, SFTTrainer
 
     model = backend.new_adapter(backend.load_base(base, nf4=True), p.lora)
-    tokenizer = load_tokenizer(base, mix / "qlora" / "chat_template.jinja", ends_with=TURN_END)
+    tokenizer = load_tokenizer(base, mix / "qlora" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
@@ -53,5 +53,5 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
         callbacks=[EarlyStoppingCallback(p.early_stopping_patience)],
     )
     in_32_bits(trainer.model)
-    train("qlora", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)
+    train("qlora", trainer, base=base, checkpoints=checkpoints, out=out, out_curve=out_curve)
     measures.note(best_step=trainer.state.best_global_step)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from stages.corpus.marks import TURN_END
+from stages.corpus.tokenizer_files import marks_of
 from stages.training.models import Lora, load_tokenizer
 from stages.training.stopping import StopAtForm, stop_at_form
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
@@ -28,7 +28,7 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
     from trl import SFTConfig, SFTTrainer
 
     model = backend.new_adapter(backend.load_base(base), p.lora)
-    tokenizer = load_tokenizer(base, mix / "sft" / "chat_template.jinja", ends_with=TURN_END)
+    tokenizer = load_tokenizer(base, mix / "sft" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
@@ -44,4 +44,4 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
     )
     if p.stop.share is not None:
         trainer.add_callback(stop_at_form(p.stop, trainer, mix / "sft" / "validation.jsonl"))
-    train("sft", trainer, checkpoints=checkpoints, out=out, out_curve=out_curve)
+    train("sft", trainer, base=base, checkpoints=checkpoints, out=out, out_curve=out_curve)

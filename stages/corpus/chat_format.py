@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-from stages.corpus.marks import SOLUTION_END, SOLUTION_START, WORKING_END, WORKING_START
+from stages.corpus.marks import SOLUTION_END, SOLUTION_START, TEXT_END, TURN_END, WORKING_END, WORKING_START, Marks
 
 # The text of Qwen's own template, with the marks of what is trained; Qwen's has none.
 _CHATML = """\
@@ -66,20 +66,29 @@ def _compiled(template: str):
     return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
 
 
-def chatml(system: str = "") -> str:
-    """The ChatML template; `system` is the message it puts first where the caller gives none, "" for none."""
-    return f"{{%- set default_system = {_literal(system)} -%}}\n{_CHATML}"
+def chatml(system: str = "", marks: Marks = Marks()) -> str:
+    """The ChatML template; `system` is the message it puts first where the caller gives none, "" for none.
+
+    A turn starts in ChatML's words whatever the base: where `<|im_start|>` is no token, it is read as plain text.
+    """
+    return _of_base(f"{{%- set default_system = {_literal(system)} -%}}\n{_CHATML}", marks)
 
 
-def alpaca() -> str:
+def alpaca(marks: Marks = Marks()) -> str:
     """The Alpaca template."""
-    return _ALPACA
+    return _of_base(_ALPACA, marks)
 
 
-def few_shot(examples: Sequence[tuple[str, str]]) -> str:
+def few_shot(examples: Sequence[tuple[str, str]], marks: Marks = Marks()) -> str:
     """A template that shows (question, solution) pairs as plain text before the question; for base models."""
     shown = "".join(f"Question: {question}\nAnswer: {solution}\n\n" for question, solution in examples)
-    return f"{{%- set examples = {_literal(shown)} -%}}\n{_FEW_SHOT}"
+    return _of_base(f"{{%- set examples = {_literal(shown)} -%}}\n{_FEW_SHOT}", marks)
+
+
+def _of_base(template: str, marks: Marks) -> str:
+    """A template with the marks of a base; what begins a text is written out, as no tokenizer is asked to add anything here."""
+    own = template.replace(TURN_END, marks.turn_end).replace(TEXT_END, marks.text_end)
+    return f"{{{{- {_literal(marks.begin)} -}}}}\n{own}" if marks.begin else own
 
 
 def tagged_answer(working: str, answer: str) -> str:

@@ -8,6 +8,8 @@ import json
 import unicodedata
 from pathlib import Path
 
+from stages.corpus.tokenizer_files import pre_tokenizer_pattern
+
 CHARACTERS = 5  # a token's, more than most have: a text's start of so many times the limit shows that it is too long
 CLOSE = 16  # tokens to either side of a limit within which the tokenizer itself decides
 
@@ -64,7 +66,7 @@ class Lengths:
 
 def _as_tiktoken(about: dict):
     """The tiktoken form of a byte-level BPE whose merges stand in the order of the tokens they make; None for others."""
-    model, pattern = about["model"], _split_pattern(about)
+    model, pattern = about["model"], pre_tokenizer_pattern(about)
     tokens = model.get("vocab")
     if model["type"] != "BPE" or pattern is None or about.get("normalizer") not in (None, {"type": "NFC"}):
         return None
@@ -78,17 +80,6 @@ def _as_tiktoken(about: dict):
     special = {token["content"]: token["id"] for token in about["added_tokens"]}
     ranks = {bytes(map(bytes_of.get, token)): rank for token, rank in tokens.items() if token not in special}
     return Encoding("the model's own", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-
-
-def _split_pattern(about: dict) -> str | None:
-    """The pattern of a pre-tokenizer that splits by one pattern and then reads bytes, as Qwen's and Llama's do."""
-    match (about.get("pre_tokenizer") or {}).get("pretokenizers"):
-        case [
-            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"},
-            {"type": "ByteLevel", "use_regex": False},
-        ]:
-            return pattern
-    return None
 
 
 def _bytes_of_letters() -> dict[str, int]:

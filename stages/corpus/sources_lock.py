@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -19,6 +19,7 @@ from stages.harness.params import StageParams
 
 MODEL_FILES = (".safetensors", ".json", ".txt", ".model")  # no pickle, no code
 DEFAULT = "default"  # the configuration of a dataset that is asked for by no name
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # in which models were kept; reading one runs what it says
 CONFIGS = ("config.json", "tokenizer_config.json")  # where a model may ask for code of its own
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")  # one file, or several and their index
 
@@ -166,8 +167,22 @@ def is_weights(name: str) -> bool:
     return WEIGHTS.fullmatch(name) is not None
 
 
-def refuse_own_code(model: Repository, file: str, value: dict[str, Any]) -> None:
+def refuse_own_code(model: Repository | str, file: str, value: dict[str, Any]) -> None:
     """InputError where a model's JSON file asks for code from its repository (`trust_remote_code`), which never runs here."""
     if "auto_map" in value:
         raise InputError(f"{model} needs code of its own (auto_map in {file}), which is not run here: name a model in "
-                         "params.yaml's base_model.repo that transformers itself knows")  # fmt: skip
+                         "params.yaml's base_model that transformers itself knows")  # fmt: skip
+
+
+def refuse_no_weights(model: str, names: Collection[str]) -> None:
+    """InputError where a model's files are no weights, or weights as pickles alone, or lack a configuration."""
+    if not any(map(is_weights, names)):
+        pickles = [name for name in names if name.endswith(PICKLES)]
+        holds = (
+            f"its weights as pickles only ({pickles[0]}), which run code when they are read"
+            if pickles
+            else "no weights"
+        )
+        raise InputError(f"{model} holds {holds}: name a model with model.safetensors")
+    if "config.json" not in names:
+        raise InputError(f"{model} holds no config.json: name a model that transformers reads")

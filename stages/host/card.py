@@ -80,6 +80,8 @@ def _base(run: Measured) -> str:
     """What the base is, as a clause."""
     if run.base_source:
         return f"[{run.base_source['repo']}](https://huggingface.co/{run.base_source['repo']}) at {run.base_source['revision'][:12]}"
+    if not run.made_from_nothing:
+        return f"a model of its makers' own (the folder {run.params['base_model']['folder']})"
     weights = run.records.get("base-model", {}).get("weights")
     return f"a Qwen2-shaped model{f' of {weights:,} weights' if weights else ''}, pretrained from nothing for this comparison"
 

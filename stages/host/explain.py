@@ -105,8 +105,8 @@ def _lines(made: Made) -> Iterator[str]:
 
     yield f"stage {escape(made.stage)}: {escape(made.command)}"
     yield f"parameters: {escape(', '.join(_flat(made.parameters)))}"
-    for name, source in (made.data if "repo" not in made.data else {"source": made.data}).items():
-        said = {key: source[key] for key in ("repo", "revision", "kind", "rows") if source.get(key) is not None}
+    for name, source in ({"source": made.data} if made.data and made.stage == "base-model" else made.data).items():
+        said = {key: source[key] for key in ("repo", "revision", "kind", "folder", "sha256", "rows") if source.get(key) is not None}
         yield f"{escape(name)}: {escape(', '.join(_flat(said)))}"
     code = hashlib.sha256("".join(f"{path} {md5}\n" for path, md5 in sorted(made.files.items())).encode()).hexdigest()
     state = f", of which {', '.join(made.changed)} are other here now" if made.changed else ", all as they are here"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.corpus.chat_format import STOP_TEXTS
-from stages.corpus.marks import STOP_TOKENS
+from stages.corpus.marks import Marks
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
 from stages.host.models import BASE, whole_weights
@@ -23,7 +23,7 @@ OLLAMA = (ollama.MODELFILE, "template", "params")  # the last two are what `olla
 NOT_WEIGHTS = ("source.json", "tensors.json")  # of our folders, for our own stages
 # Every name that a publication may have written.
 OURS = re.compile(r"(adapter|base)/.+|[^/]+\.(gguf|safetensors|safetensors\.index\.json|jinja)|"
-                  rf"(config|generation_config|tokenizer|tokenizer_config)\.json|{'|'.join(OLLAMA)}|{CARD}")  # fmt: skip
+                  rf"(config|generation_config|tokenizer|tokenizer_config)\.json|tokenizer\.model|{'|'.join(OLLAMA)}|{CARD}")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Asking:
     prompt: str  # its name in comparison.json: own, or a base's best
     template: str  # Jinja
     scored: str  # the GGUF form whose score stands in metrics.json
+    marks: Marks = Marks()  # of the base
 
     def preferred(self, forms: tuple[str, ...]) -> str:
         """The form that is run where none is named."""
@@ -105,15 +106,12 @@ class Asking:
     @property
     def stops(self) -> list[str]:
         """Texts that end an answer."""
-        return [*STOP_TOKENS, *([STOP_TEXTS[self.prompt]] if self.prompt in STOP_TEXTS else [])]
+        return [*self.marks.stops, *([STOP_TEXTS[self.prompt]] if self.prompt in STOP_TEXTS else [])]
 
     def parts(self, gguf: str) -> Iterator[Part]:
         """What Ollama reads: a Modelfile, and for a model that it brings from the hub by itself, template and params."""
-        texts = (
-            ollama.modelfile(gguf, self.template, self.stops),
-            ollama.go_template(self.template),
-            ollama.params(self.stops),
-        )
+        template = ollama.go_template(self.template, self.marks.begin)
+        texts = ollama.modelfile(gguf, template, self.stops), template, ollama.params(self.stops)
         for name, text in zip(OLLAMA, texts, strict=True):
             yield Part(name, text.encode())
 

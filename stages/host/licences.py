@@ -29,7 +29,7 @@ READS = {"base": (), "qlora": ("reasoning", "chat"), "sft": ("reasoning",), "grp
 
 
 def ingredients(model: str, params: Mapping[str, Any], sources: Mapping[str, Row], base_source: Row | None) -> dict[str, Row]:
-    """What a model's weights come from, by name: its base where that was published, sources, a teacher's replies.
+    """What a model's weights come from, by name: its base where that was not made here, sources, a teacher's replies.
 
     The test is no part of them. `sources` is data/raw/sources.json, `base_source` a published base's source.json.
     """
@@ -39,7 +39,7 @@ def ingredients(model: str, params: Mapping[str, Any], sources: Mapping[str, Row
     names = [*(base["sources"] if base["kind"] == "pretrain" else ()), *(orpo if model == "orpo" else READS[model])]
     if model in ("qlora", "sft", "grpo"):
         names.append("validation")  # decides when training stops
-    found = {BASE: {"kind": "hub", **base_source}} if base_source else {}
+    found = {BASE: {"kind": "hub", **base_source}} if base_source else {BASE: {"kind": "local"}} if base["kind"] == "local" else {}
     found |= {name: sources[name] for name in dict.fromkeys(names) if name in sources}
     return found | ({TEACHER: {"kind": TEACHER, "model": pairs["teacher"]["model"]}} if taught else {})
 

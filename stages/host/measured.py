@@ -11,7 +11,7 @@ from stages.harness.jsonl import read_json, read_rows
 from stages.host.graph import GraphStage, entry_deps, entry_key, entry_outs
 from stages.host.layout import Asking
 from stages.host.licences import ingredients
-from stages.host.models import whole_weights
+from stages.host.models import base_marks, whole_weights
 from stages.host.provenance import pinned_libraries
 from stages.host.results import BASE_SOURCE, COMPARISON, METRICS, PREDICTIONS, SOURCES, TEST, Row, stage_of
 from stages.host.verify import Commit
@@ -41,8 +41,13 @@ class Measured:
 
     @property
     def base_is_here(self) -> bool:
-        """Was the base made by this run? Then it is on no hub."""
+        """Is the base one that was made by this run, or the user's own? Then it is on no hub."""
         return self.base_source is None
+
+    @property
+    def made_from_nothing(self) -> bool:
+        """Was the base pretrained by this run?"""
+        return self.params["base_model"]["kind"] == "pretrain"
 
     @property
     def ingredients(self) -> dict[str, Row]:
@@ -79,7 +84,7 @@ def measured(tree: Path, model: str, params: dict[str, Any], graph: dict[str, Gr
         metrics=metrics, comparison=comparison,
         sources=read_json(tree / SOURCES) if (tree / SOURCES).is_file() else {},
         base_source=_base_source(tree, params["base_model"]),
-        asking=Asking(prompt, template.read_text(encoding="utf-8") if template.is_file() else "", params["eval_gguf"]["scored"]),
+        asking=Asking(prompt, template.read_text(encoding="utf-8") if template.is_file() else "", params["eval_gguf"]["scored"], base_marks(tree)),
         example=_example(tree, model),
         packages=pinned_libraries(commit.text(f"docker/{params['images'][role]}.lock") or ""),
     )  # fmt: skip

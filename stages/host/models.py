@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.corpus.chat_format import STOP_TEXTS, render
+from stages.corpus.marks import Marks
+from stages.corpus.tokenizer_files import marks_of
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
 
@@ -38,6 +40,11 @@ def prompt_of(folder: Path, model: str, own: str | None) -> Prompt:
         raise InputError(f"data/mix/prompts/{name}.jinja, by which {model} is asked, is missing: "
                          "run `dvc repro prepare-mix`, or bring it with `dvc pull prepare-mix`")  # fmt: skip
     return Prompt(template.read_text(encoding="utf-8"), STOP_TEXTS.get(name))
+
+
+def base_marks(folder: Path) -> Marks:
+    """The marks of the base, Qwen's where it is not here."""
+    return marks_of(folder / BASE) if (folder / BASE / "tokenizer.json").is_file() else Marks()
 
 
 def template_in(weights: Path) -> str | None:

@@ -29,6 +29,7 @@ from stages.corpus.sources_lock import (
     SourcesLock,
     is_weights,
     read_lock,
+    refuse_no_weights,
     refuse_own_code,
 )  # fmt: skip
 from stages.harness.errors import InputError
@@ -43,7 +44,6 @@ TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "tokenizer.model",
 )  # fmt: skip
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def pin(tree: Path, name: str | None, *, update: bool) -> Iterator[str]:
@@ -169,22 +169,12 @@ def _model_files(repository: Repository, commit: str) -> dict[str, PinnedFile]:
 
     listed = patiently(lambda: list(HfApi().list_repo_tree(repository.id, revision=commit)))
     names = [entry.path for entry in listed]
-    weights = [name for name in names if is_weights(name)]
-    if not weights:
-        pickles = [name for name in names if name.endswith(PICKLES)]
-        holds = (
-            f"its weights as pickles only ({pickles[0]}), which run code when they are read"
-            if pickles
-            else "no weights"
-        )
-        raise InputError(f"{repository} at {commit[:12]} holds {holds}: name a model with model.safetensors")
-    if "config.json" not in names:
-        raise InputError(f"{repository} at {commit[:12]} holds no config.json: name a model that transformers reads")
+    refuse_no_weights(f"{repository} at {commit[:12]}", names)
     with TemporaryDirectory() as folder:
         for name in set(CONFIGS).intersection(names):
             file = patiently(partial(hf_hub_download, repository.id, name, revision=commit, local_dir=folder))
             refuse_own_code(repository, name, read_json(Path(file)))
-    wanted = sorted({"config.json", *weights, *set(TOKENIZER).intersection(names)})
+    wanted = sorted({"config.json", *filter(is_weights, names), *set(TOKENIZER).intersection(names)})
     found = _files(repository, commit, wanted)
     return {name: found[name] for name in wanted}
 

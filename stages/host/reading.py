@@ -3,11 +3,11 @@
 import re
 from typing import NamedTuple
 
-from stages.corpus.marks import SOLUTION_START, STOP_TOKENS, TAGS
+from stages.corpus.marks import ANY_STOP, SOLUTION_START, TAGS
 from stages.scoring.answers import find_declaration, until_stop
 
 _OPENING = re.compile(rf"{SOLUTION_START}|\\(?:boxed|fbox)\s*{{|####")
-_MARKS = (*TAGS, *STOP_TOKENS, r"\boxed{", r"\fbox{", "####")
+_MARKS = (*TAGS, *ANY_STOP, r"\boxed{", r"\fbox{", "####")
 _TAG = re.compile("|".join(map(re.escape, TAGS)))
 
 

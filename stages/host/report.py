@@ -115,6 +115,8 @@ def _base_model(results: Results) -> str:
     how = results.params["base_model"]
     if how["kind"] == "hub":
         return f"the base model is {how['repo']}"
+    if how["kind"] == "local":
+        return f"the base model is the local folder {how['folder']}"
     record = results.training("base") or {}
     weights = f" of {record['weights']:,} weights" if "weights" in record else ""
     return f"the base model{weights} was pretrained by this run"

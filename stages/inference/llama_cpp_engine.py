@@ -11,7 +11,7 @@ from pathlib import Path
 from stages.harness.errors import InputError
 from stages.harness.progress import progress
 from stages.inference.engine import Completion, Sampling
-from stages.inference.llama_cpp_library import llama_cpp
+from stages.inference.llama_cpp_library import llama_cpp, token_ids
 
 
 class LlamaCppEngine:
@@ -113,10 +113,7 @@ class LlamaCppEngine:
 
     def _tokens(self, prompt: str) -> list[int]:
         """Token ids of a prompt in which special tokens are written out; none is added."""
-        text = prompt.encode("utf-8")
-        ids = (ctypes.c_int32 * (len(text) + 8))()
-        count = self.api.llama_tokenize(self.vocab, text, len(text), ids, len(ids), False, True)
-        return list(ids[:count])
+        return token_ids(self.api, self.vocab, prompt)
 
     def _text(self, tokens: list[int]) -> str:
         ids = (ctypes.c_int32 * len(tokens))(*tokens)

@@ -9,18 +9,21 @@ MODELFILE = "Modelfile"
 QUESTION = "{{ .Prompt }}"  # what stands in Ollama's Go template for the user's message
 
 
-def go_template(template: str | None) -> str:
-    """A chat template's text around one question, which is all that a model here was taught; without one the question alone."""
-    return render(template, QUESTION) if template else QUESTION
+def go_template(template: str, begin: str = "") -> str:
+    """A chat template's text around one question, which is all that a model here was taught; "" is the question alone.
+
+    Ollama adds by itself what begins every text of a model (`begin`).
+    """
+    return render(template, QUESTION).removeprefix(begin) if template else QUESTION
 
 
-def modelfile(gguf: str, template: str | None, stops: Sequence[str]) -> str:
-    """What `ollama create` reads, for the file `gguf` beside it (docs.ollama.com/modelfile).
+def modelfile(gguf: str, template: str, stops: Sequence[str]) -> str:
+    """What `ollama create` reads (docs.ollama.com/modelfile), for the file `gguf` beside it and a Go template.
 
     A Modelfile knows no escapes: a line's end in a stop text stands as it is.
     """
     stop = "".join(f'PARAMETER stop "{text}"\n' for text in stops)
-    return f'FROM ./{gguf}\nTEMPLATE """{go_template(template)}"""\nPARAMETER temperature 0\n{stop}'
+    return f'FROM ./{gguf}\nTEMPLATE """{template}"""\nPARAMETER temperature 0\n{stop}'
 
 
 def params(stops: Sequence[str]) -> str:

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
-from stages.corpus.marks import SOLUTION_END, SOLUTION_START, STOP_TOKENS, TAGS
+from stages.corpus.marks import ANY_STOP, SOLUTION_END, SOLUTION_START, TAGS
 from stages.harness.errors import InputError
 
 # A longer text is prose, not a number. It also bounds every pattern that reads a whole answer, and the digits that
 # int() is given (Python refuses more than 4,300).
 LONGEST_ANSWER = 200
 
-_STOP = re.compile("|".join(map(re.escape, STOP_TOKENS)))
+_STOP = re.compile("|".join(map(re.escape, ANY_STOP)))
 
 
 class Declaration(NamedTuple):

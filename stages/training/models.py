@@ -1,13 +1,14 @@
 """Loading models and adapters for training, and leaving behind a folder that says by itself how it is to be asked."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from stages.corpus.chat_format import without_marks
-from stages.corpus.marks import STOP_TOKENS
+from stages.corpus.tokenizer_files import keep_sentencepiece, marks_of
 from stages.harness.arithmetic import use_portable_arithmetic
 from stages.harness.errors import InputError
 from stages.harness.params import StageParams
@@ -15,7 +16,7 @@ from stages.harness.params import StageParams
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-# Every linear layer of a Qwen2 block: the report does not say, and QLoRA's paper adapts all (Dettmers et al. 2023, 4).
+# Every linear layer of a block of Qwen2, Llama or Gemma: the report does not say, and QLoRA's paper adapts all (Dettmers et al. 2023, 4).
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 # On CPUs with AVX512-BF16 bitsandbytes looks for a kernel on the hub and warns that there is none: we use none.
@@ -115,8 +116,8 @@ def load_tokenizer(folder: Path, template: Path, *, ends_with: str):
     return tokenizer
 
 
-def save_adapter(model, tokenizer, out: Path) -> None:
-    """Writes adapter, tokenizer with its template, and a generation config that knows both stop tokens.
+def save_adapter(model, tokenizer, base: Path, out: Path) -> None:
+    """Writes adapter, tokenizer with its template, and a generation config that knows both stop tokens of the base.
 
     The template loses its training marks, which other readers of it do not know; the model card that peft adds says
     nothing of ours and is left out.
@@ -124,16 +125,16 @@ def save_adapter(model, tokenizer, out: Path) -> None:
     tokenizer.chat_template = without_marks(tokenizer.chat_template)
     model.save_pretrained(out, selected_adapters=["default"])  # grpo holds a second one, to measure its divergence
     tokenizer.save_pretrained(out)
-    save_generation_config(tokenizer, out)
+    save_generation_config(tokenizer, marks_of(base).stops, out)
+    keep_sentencepiece(base, out)
     (out / "README.md").unlink(missing_ok=True)
 
 
-def save_generation_config(tokenizer, out: Path) -> None:
+def save_generation_config(tokenizer, stops: Sequence[str], out: Path) -> None:
     """Writes the stop tokens: the one that the template ends an answer with first, the other after it."""
     from transformers import GenerationConfig
 
-    stops = sorted(STOP_TOKENS, key=lambda token: token != tokenizer.eos_token)
-    ids = [tokenizer.convert_tokens_to_ids(token) for token in stops]
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in sorted(stops, key=lambda token: token != tokenizer.eos_token)]
     GenerationConfig(eos_token_id=ids, pad_token_id=tokenizer.pad_token_id).save_pretrained(out)
 
 

@@ -9,12 +9,12 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from stages.corpus.marks import SOLUTION_END, SOLUTION_START, STOP_TOKENS, TAGS, WORKING_END, WORKING_START
+from stages.corpus.marks import ANY_STOP, SOLUTION_END, SOLUTION_START, TAGS, WORKING_END, WORKING_START
 from stages.scoring.answers import extract_solution_tag, gold_answer, gold_text, parse_number, plain_form
 
 Completion = str | Sequence[dict]
 
-_TRAILING = re.compile(rf"(?:\s|{'|'.join(map(re.escape, STOP_TOKENS))})*")
+_TRAILING = re.compile(rf"(?:\s|{'|'.join(map(re.escape, ANY_STOP))})*")
 _WHOLE_FORM = re.compile(
     rf"\s*{WORKING_START}(?P<working>.*){WORKING_END}\s*{SOLUTION_START}(?P<solution>.*){SOLUTION_END}", re.DOTALL
 )
@@ -45,7 +45,7 @@ def _is_whole_form(text: str) -> bool:
         match is not None
         and _TRAILING.fullmatch(rest) is not None
         and all(part.strip() for part in parts)
-        and not any(token in body for token in STOP_TOKENS)
+        and not any(token in body for token in ANY_STOP)
     )
 
 

@@ -99,7 +99,7 @@ def dataset(path: Path, columns: tuple[str, ...]):
     return Dataset.from_dict({column: [row[column] for row in rows] for column in columns})
 
 
-def train(stage: str, trainer, *, checkpoints: Path, out: Path, out_curve: Path) -> None:
+def train(stage: str, trainer, *, base: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
     """Trains from the last whole checkpoint of a killed run of the same key, or from the start.
 
     Writes the adapter with its tokenizer to `out` and what the trainer logged to `out_curve`; notes steps, the seconds that
@@ -114,7 +114,7 @@ def train(stage: str, trainer, *, checkpoints: Path, out: Path, out_curve: Path)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
     measures.note(training_seconds=round(time.monotonic() - started, 2))
-    save_adapter(trainer.model, trainer.processing_class, out)
+    save_adapter(trainer.model, trainer.processing_class, base, out)
     curve.write(out_curve)
     measures.note(steps=trainer.state.global_step, tokens=_tokens(trainer))
 

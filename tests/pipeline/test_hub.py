@@ -578,14 +578,12 @@ def test_pin_refuses_pickles_and_code(place_of_qwen, qwen):
         ("config.json", b'"vocab_size"', b'"auto_map": {}, "vocab_size"', "needs code of its own (auto_map in config.json)"),
         ("config.json", b'"model_type": "qwen2"', b'"model_type": "qwen9"', "is not a model that transformers reads"),
         ("config.json", b'"vocab_size": 283', b'"vocab_size": 273', "no token to pad with and none of its 273 rows to spare"),
-        ("tokenizer.json", b"<|im_end|>", b"<|in_end|>", "has no token <|im_end|>"),
+        ("config.json", b'"vocab_size": 283', b'"vocab_size": 270', "no weights for <|im_end|>, with which answers would end"),
     ],
 )  # fmt: skip
 def test_base_model_refuses_what_no_method_could_use(place_of_qwen, qwen, name, old, new, sentence):
     place = place_of_qwen
     files = changed(qwen, name, old, new)
-    if name == "tokenizer.json":
-        files = changed(files, "tokenizer_config.json", old, new)
     lock_by_hand(place, place.hub.commit("model", QWEN, files), files)
     assert_one_sentence(place.base_model(), sentence)
     assert not (place / "base").exists()

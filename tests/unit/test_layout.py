@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from stages.corpus.chat_format import alpaca, few_shot
+from stages.corpus.chat_format import alpaca, chatml, few_shot
+from stages.corpus.marks import Marks
 from stages.harness.errors import InputError
 from stages.harness.jsonl import write_json
 from stages.host.layout import OURS, Asking, Chosen, choose, folders, gguf_name, parts
@@ -72,3 +73,11 @@ def test_a_base_that_is_asked_by_example_stops_before_the_next_question():
     assert template == "Question: 1+1?\nAnswer: 2\n\nQuestion: {{ .Prompt }}\nAnswer:"
     assert json.loads(params)["stop"][-1] == "\nQuestion:" and 'PARAMETER stop "\nQuestion:"\n' in modelfile
     assert asking.preferred(("f16",)) == "f16" and asking.preferred(("f16", "q8_0")) == "q8_0"
+
+
+def test_another_bases_stop_tokens_are_named_and_what_begins_a_text_is_left_to_ollama():
+    marks = Marks("<|eot_id|>", "<|end_of_text|>", "<|begin_of_text|>")
+    asking = Asking("own", chatml("", marks), "q8_0", marks)
+    modelfile, template, params = (part.content.decode() for part in asking.parts("it.gguf"))
+    assert template == "<|im_start|>user\n{{ .Prompt }}<|eot_id|>\n<|im_start|>assistant\n"
+    assert json.loads(params)["stop"] == ["<|eot_id|>", "<|end_of_text|>"] and "begin_of_text" not in modelfile

@@ -42,6 +42,14 @@ def test_terms_that_are_not_known_are_for_somebody_to_read(source, sentence):
     assert why(reasoning=source, read=("reasoning",)) == ""
 
 
+def test_the_terms_of_a_base_from_a_local_folder_are_for_somebody_to_read():
+    params = read_params(ROOT / "params/embedded.yaml")
+    params["base_model"] |= {"kind": "local", "folder": "my-llama"}
+    made_of = ingredients("qlora", params, {"reasoning": MADE_HERE}, None)
+    assert "the terms of base-model (a local file) are not known here" in " ".join(forbidden(made_of, ()))
+    assert forbidden(made_of, ("base-model",)) == []
+
+
 def test_a_licence_that_forbids_derivatives_is_no_matter_of_reading():
     assert "cc-by-nd-4.0, which forbids" in why(reasoning=hub("cc-by-nd-4.0"), read=("reasoning",))
 
