@@ -1,5 +1,6 @@
 """Types the commands of a page as its reader would, and holds what they say to what the page shows."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tests.documents import in_blocks
+from tests.imports import ROOT
 from tests.pipeline.test_launcher import environment
 
 PATIENCE = 400  # seconds, for a queue to be worked off
@@ -46,7 +48,8 @@ def walk(folder: Path, page: str, section: str | None = None, *, instead: Mappin
 
 def typed(folder: Path, command: str, status: int = 0, **more: str) -> str:
     """What a command says, through a file: a pipe would be held open by the workers that a queue starts."""
-    how = {"cwd": folder, "env": environment(PYTHONUNBUFFERED="1", **more), "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    ours = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # this tree's `mathmind`, whichever is installed
+    how = {"cwd": folder, "env": environment(PYTHONUNBUFFERED="1", PYTHONPATH=ours, **more), "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
     with tempfile.TemporaryFile("w+") as file:
         done = subprocess.run(["bash", "-c", command], stdout=file, **how)
         file.seek(0)
