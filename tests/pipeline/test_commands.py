@@ -17,7 +17,7 @@ from tests.hub_server import serving
 from tests.hub_uploads import WritableHub
 from tests.imports import ROOT
 from tests.pipeline.reader import single, typed, typed_at_a_terminal, walk
-from tests.pipeline.test_launcher import copy_of, copy_of_the_tree, git, only
+from tests.pipeline.test_launcher import copy_of, copy_of_the_tree, git
 from tests.wandb_files import recorded
 
 BUTTONS = "Sam has 6 buttons and finds 8 more. Then he loses 2. How many buttons does he have now?"
