@@ -76,7 +76,8 @@ def score(predictions: tuple[Path, ...], gold: Path, json: bool, rows: Path | No
 def seeds(n: int, json: bool, stages: tuple[str, ...]) -> None:
     """Queues the same recipe under other seeds.
 
-    STAGE is base-model, preference-pairs, sft, qlora, grpo or orpo. They are DVC experiments; once they have run, `mathmind report` shows the spread of their scores.
+    STAGE is base-model, preference-pairs, sft, qlora, grpo or orpo. What is queued are DVC experiments; once they have run,
+    `mathmind report` shows the spread of their scores.
 
     \b
     mathmind seeds --n 3 grpo orpo
