@@ -16,7 +16,7 @@ images: .venv
 	docker/build
 
 # The real benchmark's text through the same graph, in a branch or clone of its own: make gsm8k-local FROM=folder
-gsm8k-local: .venv
+gsm8k-local:
 	@test -n "$(FROM)" || { echo "make gsm8k-local FROM=FOLDER: name the folder that holds train.jsonl and test.jsonl"; exit 2; }
 	mkdir -p data/local/gsm8k
 	cp "$(FROM)/train.jsonl" "$(FROM)/test.jsonl" data/local/gsm8k/

@@ -24,6 +24,8 @@ class OneSentence(click.Group):
 def main() -> None:
     """Works with the comparison beside `dvc repro`, which makes it.
 
+    Exits with 2 and one sentence where something given is wrong; a command's --help names its other exits.
+
     \b
     The Tab key completes names in bash after
     eval "$(_MATHMIND_COMPLETE=bash_source mathmind)"
@@ -34,7 +36,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @main.command()
-@click.option("--predictions", type=FILE, required=True, multiple=True, help="completions; twice for a paired test")
+@click.option("--predictions", type=FILE, required=True, multiple=True, help="completions; give it twice for a paired test")
 @click.option(
     "--gold", type=FILE, required=True, help="rows with GSM8K's question and answer, joined by id or by order"
 )
@@ -74,7 +76,8 @@ def score(predictions: tuple[Path, ...], gold: Path, json: bool, rows: Path | No
 def seeds(n: int, json: bool, stages: tuple[str, ...]) -> None:
     """Queues the same recipe under other seeds.
 
-    They are DVC experiments; once they have run, `mathmind report` shows the spread of their scores.
+    STAGE is base-model, preference-pairs, sft, qlora, grpo or orpo. What is queued are DVC experiments; once they have run,
+    `mathmind report` shows the spread of their scores.
 
     \b
     mathmind seeds --n 3 grpo orpo
@@ -126,6 +129,10 @@ def verify(twice: bool, stages: tuple[str, ...], engine: str | None, json: bool)
 
     It does so from nothing, in a clone of its own. Exits with 0 where they are the same, 3 where numbers are but for another
     machine's rounding, 1 where they differ. What was interrupted goes on when it is run again.
+
+    \b
+    mathmind verify
+    mathmind verify --stages qlora --engine docker
     """
     from stages.host.verify import told
     from stages.host.verify import verify as rebuild
@@ -161,7 +168,7 @@ def audit(traces: Path, json: bool) -> None:
 
 @main.command()
 @click.argument("path", required=False, shell_complete=completing.out)
-@click.option("--json", is_flag=True, help="print JSON instead of a tree")
+@click.option("--json", is_flag=True, help="print JSON instead of a tree; with --check, the list of what is otherwise")
 @click.option("--attest", type=click.Path(dir_okay=False, path_type=Path), help="write it to this file, as an in-toto statement")
 @click.option("--check", type=FILE, help="hold the files here to a statement that --attest wrote")
 def explain(path: str | None, json: bool, attest: Path | None, check: Path | None) -> None:
@@ -169,6 +176,11 @@ def explain(path: str | None, json: bool, attest: Path | None, check: Path | Non
 
     PATH is the out, such as models/grpo; what made it is code, parameters, data, packages, machine and seed. With --check, exits
     with 1 where something is not as the statement says.
+
+    \b
+    mathmind explain models/grpo
+    mathmind explain models/grpo --attest grpo.intoto.json
+    mathmind explain --check grpo.intoto.json
     """
     from stages.host import explain as made
 
@@ -176,7 +188,7 @@ def explain(path: str | None, json: bool, attest: Path | None, check: Path | Non
         raise click.UsageError("name one out, or give --check with a statement")
     if check:
         wrong = made.check(Path.cwd(), check)
-        click.echo("\n".join(wrong) or f"everything is as {check} says")
+        click.echo(dumps(wrong) if json else "\n".join(wrong) or f"everything is as {check} says")
         raise SystemExit(1 if wrong else 0)
     if attest:
         click.echo(f"wrote {attest}: {made.attest(Path.cwd(), path, attest)} files of {path}")
@@ -194,17 +206,24 @@ def explain(path: str | None, json: bool, attest: Path | None, check: Path | Non
     "--all", "everything", is_flag=True, help="every hub source of params.yaml and of the profiles in params/"
 )
 @click.option("--update", is_flag=True, help="move what is pinned to its branch's newest commit")
-def pin(name: str | None, everything: bool, update: bool) -> None:
+@click.option("--json", is_flag=True, help="print one JSON object a source")
+def pin(name: str | None, everything: bool, update: bool, json: bool) -> None:
     """Pins a source on a hub to a commit.
 
-    NAME is one of params.yaml's fetch.sources, or base-model; the commit is written to params/sources.lock.yaml.
+    NAME is one of params.yaml's fetch.sources, or base-model; the commit is written to params/sources.lock.yaml. The hub is
+    HF_ENDPOINT, the token for gated sources HF_TOKEN.
+
+    \b
+    mathmind pin --all
     """
+    from dataclasses import asdict
+
     from stages.host.pin import pin
 
     if everything == bool(name):
         raise click.UsageError("name one source, or give --all")
-    for line in pin(Path.cwd(), name, update=update):
-        click.echo(line)
+    for outcome in pin(Path.cwd(), name, update=update):
+        click.echo(dumps(asdict(outcome)) if json else str(outcome))
 
 
 @main.command()
@@ -215,15 +234,24 @@ def pin(name: str | None, everything: bool, update: bool) -> None:
 @click.option("--limit", type=click.IntRange(min=1), help="ask at most so many, to see what they cost")
 @click.option("--price-in", type=float, default=0.0, help="dollars for a million tokens of prompts")
 @click.option("--price-out", type=float, default=0.0, help="dollars for a million tokens of replies")
-def teach(base_url: str | None, concurrency: int, limit: int | None, price_in: float, price_out: float) -> None:
+@click.option("--json", is_flag=True, help="print JSON instead of sentences")
+def teach(base_url: str | None, concurrency: int, limit: int | None, price_in: float, price_out: float, json: bool) -> None:
     """Has a teacher answer the problems of preference-pairs.
 
     It is asked over an OpenAI-compatible endpoint; what it has answered is kept, and not asked again. The key is read from
     OPENAI_API_KEY, the model and its instructions from params.yaml's preference_pairs.teacher.
+
+    \b
+    mathmind teach --limit 20 --price-in 0.5 --price-out 1.5
     """
+    from dataclasses import asdict
+
     from stages.host.teach import teach as ask
 
     lesson = ask(Path.cwd(), base_url, concurrency, limit)
+    if json:
+        click.echo(dumps({**asdict(lesson), "dollars": lesson.cost(price_in, price_out)}, indent=2))
+        return
     click.echo(
         f"{lesson.asked:,} asked, {lesson.had:,} had; tokens: {lesson.prompt_tokens:,} in, {lesson.completion_tokens:,} out"
     )
@@ -275,6 +303,10 @@ def publish(
     forms of params.yaml's gguf_export.files; of base, its weights and GGUF forms. What the repository holds of an earlier
     publication and is not chosen now, goes. Refuses what the commit here would not make again, and what a licence forbids. The token
     is HF_TOKEN, or that of `hf auth login`; the hub is HF_ENDPOINT.
+
+    \b
+    mathmind publish grpo --to you/name --dry-run
+    mathmind publish grpo --to you/name --gguf q8_0 --public
     """
     from stages.host import publish as hub
 
@@ -299,12 +331,12 @@ def publish(
 @click.argument("question", required=False)
 @click.option("--against", type=click.Choice(MODELS), metavar="MODEL", shell_complete=completing.model,
               help="ask this model too, and say whether the answers agree")  # fmt: skip
-@click.option("--gguf", metavar="FORM", shell_complete=completing.form, help=f"of the GGUF; default: the first here of {', '.join(FORMS)}")
-@click.option("--engine", type=click.Choice(ENGINES), help="default: on a GPU vllm or transformers, else llama_cpp")
+@click.option("--gguf", metavar="FORM", shell_complete=completing.form, help=f"which GGUF file; default: the first here of {', '.join(FORMS)}")
+@click.option("--engine", type=click.Choice(ENGINES), help="what runs the model; default: on a GPU vllm or transformers, else llama_cpp")
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 takes the likeliest token each time")
 @click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True,
               help="draw from the likeliest tokens that hold this share")  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(min=1), help="of an answer; default: eval_gguf.max_new_tokens of params.yaml")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="length of an answer at most; default: eval_gguf.max_new_tokens of params.yaml")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="draws the tokens where the temperature is above 0")
 @click.option("--json", is_flag=True, help="print one JSON object a question")
 def chat(model: str, question: str | None, against: str | None, gguf: str | None, engine: str | None, temperature: float,
@@ -346,8 +378,8 @@ def chat(model: str, question: str | None, against: str | None, gguf: str | None
 
 @main.command()
 @click.argument("model", type=click.Choice(MODELS), metavar="MODEL", shell_complete=completing.model)
-@click.option("--gguf", metavar="FORM", shell_complete=completing.form, help=f"of the GGUF; default: the first here of {', '.join(FORMS)}")
-@click.option("--engine", type=click.Choice(["llama_cpp", "vllm"]), help="default: vllm on a GPU where it is installed, else llama_cpp")
+@click.option("--gguf", metavar="FORM", shell_complete=completing.form, help=f"which GGUF file; default: the first here of {', '.join(FORMS)}")
+@click.option("--engine", type=click.Choice(["llama_cpp", "vllm"]), help="what runs the model; default: vllm on a GPU where it is installed, else llama_cpp")
 @click.option("--host", default="127.0.0.1", show_default=True, help="the address to listen on; 0.0.0.0 is every one")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one")
 @click.option("--api-key", envvar="MATHMIND_API_KEY", show_envvar=True, help="what clients must send; the variable keeps it from `ps`")
@@ -383,7 +415,10 @@ def plots_page() -> None:
 
 @main.command()
 def report() -> None:
-    """Writes results/report.md and results/report.html."""
+    """Writes results/report.md and results/report.html.
+
+    They are of the run that dvc.lock holds: scores, tests in pairs, curves, times, and every answer to browse.
+    """
     from stages.host.report import write_reports
 
     for path in write_reports(Path.cwd()):

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -46,8 +47,29 @@ TOKENIZER = (
 )  # fmt: skip
 
 
-def pin(tree: Path, name: str | None, *, update: bool) -> Iterator[str]:
-    """Pins the source of that name in params.yaml, or without a name those of every profile; one line a source.
+@dataclass(frozen=True)
+class Outcome:
+    """Where a source is pinned now, and where it was before."""
+
+    name: str
+    source: str  # the repository, and of a dataset the configuration and split
+    commit: str
+    before: str | None  # None where it was not pinned
+    changed: bool  # whether the lock is another now
+    files: int
+    bytes: int
+    terms: str
+
+    def __str__(self) -> str:
+        if not self.changed:
+            return f"{self.name}: {self.source} stays at {self.commit[:12]}"
+        moves = f"moves from {self.before[:12]} to" if self.before not in (None, self.commit) else "is pinned at"
+        holds = f"files {self.files}, {self.bytes / MB:.1f} MB, {self.terms}"
+        return f"{self.name}: {self.source} {moves} {self.commit[:12]}: {holds}"
+
+
+def pin(tree: Path, name: str | None, *, update: bool) -> Iterator[Outcome]:
+    """Pins the source of that name in params.yaml, or without a name those of every profile.
 
     A repository that is pinned stays at its commit, at which files that are missing are added; with `update` it moves
     to its branch's newest, with everything that is pinned of it. The lock is written after each source.
@@ -58,9 +80,9 @@ def pin(tree: Path, name: str | None, *, update: bool) -> Iterator[str]:
     lock = read_lock(tree / LOCK)
     for source in _chosen(tree, name):
         with one_sentence(source.repository):
-            lock, line = _pinned(lock, source, update)
+            lock, outcome = _pinned(lock, source, update)
         _write(tree / LOCK, lock)
-        yield line
+        yield outcome
 
 
 def _chosen(tree: Path, name: str | None) -> list[HubSource]:
@@ -79,8 +101,8 @@ def _chosen(tree: Path, name: str | None) -> list[HubSource]:
     return list(found.values())
 
 
-def _pinned(lock: SourcesLock, source: HubSource, update: bool) -> tuple[SourcesLock, str]:
-    """The lock with a source in it, and a line that says what has changed."""
+def _pinned(lock: SourcesLock, source: HubSource, update: bool) -> tuple[SourcesLock, Outcome]:
+    """The lock with a source in it, and what has changed."""
     repository = source.repository
     entries = lock.datasets if repository.kind == "dataset" else lock.models
     old = entries.get(repository.id)
@@ -89,8 +111,10 @@ def _pinned(lock: SourcesLock, source: HubSource, update: bool) -> tuple[Sources
     else:
         commit, terms = _newest(repository)
     stays = old is not None and commit == old.commit
+    outcome = partial(Outcome, source.name, str(source), commit, old.commit if old else None)
     if stays and source.pinned(lock) and terms == old.terms:
-        return lock, f"{source.name}: {source} stays at {commit[:12]}"
+        files = old.files if repository.kind == "model" else old.files[source.part]
+        return lock, outcome(False, len(files), _size(files), in_words(old))
 
     with one_sentence(repository, commit):
         if repository.kind == "model":
@@ -103,10 +127,12 @@ def _pinned(lock: SourcesLock, source: HubSource, update: bool) -> tuple[Sources
             files = parts[source.part]
             new = PinnedDataset(commit=commit, **terms, files=dict(sorted(parts.items())))
     field = "datasets" if repository.kind == "dataset" else "models"
-    moves = f"moves from {old.commit[:12]} to" if old and not stays else "is pinned at"
-    size = sum(file.bytes for file in files.values()) / MB
-    line = f"{source.name}: {source} {moves} {commit[:12]}: files {len(files)}, {size:.1f} MB, {in_words(new)}"
-    return lock.model_copy(update={field: dict(sorted({**entries, repository.id: new}.items()))}), line
+    lock = lock.model_copy(update={field: dict(sorted({**entries, repository.id: new}.items()))})
+    return lock, outcome(True, len(files), _size(files), in_words(new))
+
+
+def _size(files: dict[str, PinnedFile]) -> int:
+    return sum(file.bytes for file in files.values())
 
 
 def _newest(repository: Repository) -> tuple[str, dict[str, Any]]:

@@ -1,9 +1,10 @@
 """A whole small comparison, made once a session by the real stages: minutes of the graph in half a minute."""
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ CHANGES = {
     "orpo.log_every": 1,
     "sft.log_every": 1,
 }
+SMALL_GRAPH = {
+    **CHANGES,
+    "eval_gguf.problems": 20,
+    "eval_gguf.largest_drop": {"f16": None, "q8_0": None, "q4_k_m": None},  # of so few problems it says nothing
+}
 
 
 def assert_one_sentence(done: subprocess.CompletedProcess, sentence: str) -> None:
@@ -74,9 +80,14 @@ def set_dotted(values, dotted, value):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Where tests run side by side, a file's tests of the small comparison stay together: they share what they make of it."""
+    """Where tests run side by side, those stay together that share what takes long to make.
+
+    That is a file's tests of the small comparison, and all tests of the small graph.
+    """
     for item in items:
-        if "small" in getattr(item, "fixturenames", ()):
+        if "rebuilt" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("the small graph"))
+        elif "small" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
@@ -144,3 +155,34 @@ def small(tmp_path_factory) -> Workplace:
     place.do("orpo", base="base", pairs="pairs", out="orpo", out_curve="orpo.csv")
     place.do("merge", base="base", adapter="qlora", out="merged")
     return place
+
+
+@pytest.fixture(scope="session")
+def rebuilt(tmp_path_factory) -> Path:
+    """A repository on its branch main in which the whole graph, made small, was rebuilt as docs/experiments.md says, and committed."""
+    from stages.host.plots_page import write_plots_page
+    from tests.pipeline.reader import walk
+    from tests.pipeline.test_launcher import change, copy_of_the_tree, git
+
+    folder = tmp_path_factory.mktemp("rebuilt") / "mathmind"
+    copy_of_the_tree(folder)
+    for command in (["branch", "-M", "main"], ["config", "user.name", "test"], ["config", "user.email", "test@example.org"]):
+        git(folder, *command)
+    change(folder, **SMALL_GRAPH)
+    walk(folder, "docs/experiments.md", "Rebuild")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "a small graph")
+    write_plots_page(folder)
+    return folder
+
+
+@pytest.fixture
+def place(rebuilt, tmp_path) -> Iterator[Path]:
+    """A copy of it that has DVC's cache in common with the others: what one has run, another need not run again."""
+    from tests.pipeline.test_launcher import end_queue_workers
+
+    folder = tmp_path / "mathmind"
+    shutil.copytree(rebuilt, folder, symlinks=True, ignore=lambda path, _: ["cache"] if Path(path).name == ".dvc" else [])
+    (folder / ".dvc/config.local").write_text(f"[cache]\n    dir = {rebuilt / '.dvc/cache'}\n", encoding="utf-8")
+    yield folder
+    end_queue_workers(folder)

@@ -353,6 +353,8 @@ def test_pin_takes_the_files_that_the_datasets_library_would_read_in_its_order(p
     commit = place.hub.repos["dataset", GSM8K].commits[0]
     said = place.pin("--all").splitlines()
     assert f"rl: {GSM8K} main/train is pinned at {commit[:12]}: files 3, 0.7 MB, licence mit" in said
+    again = json.loads(place.pin("rl", "--json"))
+    assert (again["name"], again["commit"], again["before"], again["files"]) == ("rl", commit, commit, 3) and not again["changed"]
     pinned = place.lock()["datasets"][GSM8K]
     assert {part: list(files) for part, files in pinned["files"].items()} == {
         "main/test": ["main/test-00000-of-00001.parquet"],

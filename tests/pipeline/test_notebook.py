@@ -13,8 +13,8 @@ import pytest
 
 from stages.host.graph import lock_stages
 from tests.imports import ROOT
-from tests.pipeline.test_launcher import change, copy_of_the_tree, environment, git
-from tests.pipeline.test_uses import SMALLER
+from tests.pipeline.reader import typed
+from tests.pipeline.test_launcher import change, environment, git
 
 NOTEBOOK = json.loads((ROOT / "docs/notebook.ipynb").read_text(encoding="utf-8"))
 CELLS = [(("".join(cell["source"])), cell["metadata"].get("tags", [])) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
@@ -43,12 +43,12 @@ def session(folder, script, address, drive):
 
 
 @pytest.fixture
-def repository(tmp_path):
-    """What the first session clones: this tree with its graph made small."""
-    folder = tmp_path / "repository"
-    copy_of_the_tree(folder)
-    change(folder, **SMALLER)
-    git(folder, "commit", "-qam", "a graph of two minutes")
+def drive(place, tmp_path):
+    """A drive that holds what earlier sessions have saved: the small graph, all but what a changed parameter makes anew."""
+    folder = tmp_path / "a drive"
+    typed(place, f"dvc remote add --quiet --local --default drive '{folder}/dvc' && dvc push --quiet")
+    change(place, grpo__lr=0.002)
+    git(place, "commit", "-qam", "GRPO at twice the rate")
     return folder
 
 
@@ -69,10 +69,9 @@ def test_the_stages_after_which_it_saves_are_stages_of_the_graph_and_every_train
     assert set(listed.split()) >= {"base-model", "sft", "qlora", "grpo", "orpo"}
 
 
-def test_a_session_that_ends_loses_nothing_that_the_drive_has(repository, tmp_path):
-    drive = tmp_path / "a drive"
-    said = session(tmp_path / "first", as_script(), repository, drive)
-    assert "Running stage 'grpo'" in said and "# Results: profile `embedded`" in said
+def test_a_session_that_ends_loses_nothing_that_the_drive_has(place, drive, tmp_path):
+    said = session(tmp_path / "first", as_script(), place, drive)
+    assert "Running stage 'grpo'" in said and "Running stage 'qlora'" not in said and "# Results: profile `embedded`" in said
     assert not [path for path in (drive / "scratch").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
     said = session(tmp_path / "second", as_script(), "an address that is not asked again", drive)

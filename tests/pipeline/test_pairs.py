@@ -24,6 +24,7 @@ from stages.preference_pairs import Sample, most_plausible
 from stages.scoring.answers import equal, extract_strict, parse_number
 from tests.imports import ROOT
 from tests.pipeline.conftest import Workplace, assert_one_sentence
+from tests.pipeline.reader import typed, walk
 
 KEY = "sk-planted-4f1d9c"
 TEACHER = {
@@ -279,6 +280,18 @@ def test_every_problem_is_asked_once_every_reply_kept_and_a_rebuild_asks_nobody(
     assert (school / "data/teacher/replies.jsonl").read_bytes() == before
     assert not [path for path in school.folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert KEY not in done.stdout + again.stdout
+
+
+def test_the_page_s_commands_ask_keep_and_share(school, gguf, tmp_path):
+    """`walk` types the section "A teacher" of docs/data.md; the key is another word than the dots there, and reaches no file."""
+    for line in ("git config user.name test", "git config user.email test@example.org", f"dvc remote add --default store '{tmp_path}/store'"):
+        typed(school.folder, line)
+    with serving(gguf, tmp_path / "server.log") as address:
+        said = walk(school.folder, "docs/data.md", "A teacher", instead={"http://127.0.0.1:8000/v1": address, "KEY=...": f"KEY={KEY}"})
+        counted = json.loads(typed(school.folder, f"OPENAI_API_KEY={KEY} mathmind teach --base-url {address} --json"))
+    first, rest, shared = said.values()
+    assert "20 asked, 0 had" in first and "cost: $" in first and f"{QUESTIONS - 20} asked, 20 had" in rest and "pushed" in shared
+    assert (counted["asked"], counted["had"], counted["dollars"]) == (0, QUESTIONS, 0.0)
 
 
 def test_killed_in_the_middle_it_goes_on_where_it_was(school, gguf, tmp_path):

@@ -74,3 +74,35 @@ def test_the_models_and_forms_are_the_graph_s():
 def test_every_command_s_help_begins_with_a_line_that_fits(name):
     assert not main.commands[name].get_short_help_str(LONGEST_LINE).endswith("...")
     assert all(option.help for option in main.commands[name].params if isinstance(option, click.Option))
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_every_command_explains_what_it_takes(name):
+    command, text = main.commands[name], main.commands[name].help
+    assert len(text.splitlines()) > 2, "its help says no more than its first line"
+    for argument in command.params:
+        if isinstance(argument, click.Argument):
+            assert argument.make_metavar(click.Context(command)).strip("[].") in text
+
+
+NO_DATA = {"serve", "plots-page", "report"}  # a server, and what writes pages under names that are always the same
+
+
+@pytest.mark.parametrize("name", sorted(set(main.commands) - NO_DATA))
+def test_every_command_that_says_something_says_it_as_json_too(name):
+    assert "--json" in {word for option in main.commands[name].params for word in option.opts}
+
+
+@pytest.mark.parametrize("line", [
+    "audit nothing", "chat grpo Why?", "chat nothing", "doctor", "doctor nothing", "explain", "explain nothing", "explain --check nothing",
+    "pin", "pin nothing", "publish grpo", "publish grpo --to you/name", "publish grpo --to you/name --card card.md", "report",
+    "score --predictions nothing --gold nothing", "seeds --n 1 grpo", "seeds --n 2 nothing", "serve grpo", "serve grpo --port many",
+    "teach", "teach --limit 0", "verify --stages nothing", "nothing", "--nothing",
+])  # fmt: skip
+def test_what_is_not_there_or_not_understood_is_one_sentence_and_exit_2(tmp_path, line):
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "COLUMNS": "1000", "OPENAI_API_KEY": "a key"}
+    command = [sys.executable, "-m", "stages", *line.split()]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    said = [sentence for sentence in done.stderr.splitlines() if sentence and not sentence.startswith(("Usage: ", "Try "))]
+    assert (done.returncode, done.stdout, len(said)) == (2, "", 1), done.stderr
+    assert said[0].startswith("Error: ") and "Traceback" not in done.stderr
