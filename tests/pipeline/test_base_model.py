@@ -2,9 +2,11 @@
 
 import pytest
 
-from stages.base_model import PAD, as_tensors, in_random_order, pack, train_tokenizer, weighted_loss
 from stages.corpus.marks import TEXT_END
 from stages.corpus.procedural import DOCUMENT_KINDS, Limits, pretraining_documents
+from stages.training.own_tokenizer import PAD, train_tokenizer
+from stages.training.pretraining import weighted_loss
+from stages.training.rows import as_tensors, in_random_order, pack
 from tests.pipeline.conftest import assert_one_sentence
 
 MAX_LENGTH = 144

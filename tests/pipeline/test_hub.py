@@ -483,7 +483,7 @@ def qwen(tmp_path_factory) -> dict[str, bytes]:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-    from stages.base_model import train_tokenizer
+    from stages.training.own_tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("qwen")
     texts = [f"{row['question']}\n{row['answer']}" for row in gsm8k_rows(200)]

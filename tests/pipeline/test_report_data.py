@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.base_model import train_tokenizer
 from stages.corpus import chat_format, mixing
 from stages.corpus.cleaning import Checks, Cleaning
 from stages.corpus.lengths import Lengths
@@ -19,6 +18,7 @@ from stages.corpus.schemas import Unusable
 from stages.corpus.sources import Sources
 from stages.harness.jsonl import read_json, read_rows, write_json, write_rows
 from stages.scoring.answers import extract_strict
+from stages.training.own_tokenizer import train_tokenizer
 from tests.imports import ROOT
 from tests.pipeline.conftest import Workplace, assert_one_sentence
 from tests.report_tables import local_sources, write_tables
