@@ -21,6 +21,7 @@ WALKED = {
     ("docs/tracking.md", "Switch it on"): COMMANDS,
     ("docs/tracking.md", "Look at it"): COMMANDS,
     ("docs/data.md", "A teacher"): "tests/pipeline/test_pairs.py",
+    ("docs/own-base.md", None): "tests/pipeline/test_own_base.py",
 }
 
 # A file holds these commands, or all their words, and runs them.
@@ -30,7 +31,8 @@ TYPED = {
     r"mathmind audit": ".ci/run",
     r"docker/build cpu|docker/build --(ca|base) .*|docker/build": "tests/containers/conftest.py",
     r"docker/lock( <image>)?( --upgrade PACKAGE)?": "tests/unit/test_locks.py",
-    r"mathmind pin( --all| test| test --update)?": "tests/pipeline/test_hub.py",
+    r"mathmind pin( --all| test| test --update| base-model)?": "tests/pipeline/test_hub.py",
+    r"dvc repro base-model": "tests/pipeline/test_own_base.py",
     r"mathmind (serve grpo|chat)": "tests/pipeline/test_chat.py",
     r"MATHMIND_API_KEY=\.\.\. mathmind serve grpo --host 0\.0\.0\.0": "tests/pipeline/test_chat.py",
     r"mathmind (score)": "tests/unit/test_score.py",
@@ -65,7 +67,7 @@ NOT_HERE = {
     r"(python )?benchmarks/.*|python benchmarks/.*": "measurements, which tests never take",
     r"mkdir site .*|python3 -(m venv|c) .*|export PATH=.*|python -m compileall .*|cd repository .*": "a GPU host that is packed for",
     r"(vllm|hf|ollama|llama-server|wandb|uv|tensorboard) .*": "another project's program, with an account, a GPU or a server of its own",
-    r"git checkout 71fb.*": "the commit of the card that docs/card.md shows",
+    r"git checkout [0-9a-f]{12,40}": "the commit of the card that docs/card.md shows",
 }
 
 
