@@ -392,7 +392,10 @@ def test_the_card_of_a_published_base_names_it_and_its_terms_and_calls_nothing_a
               "license_link": "https://example.org/LICENSE", "gated": False}  # fmt: skip
     test = {"kind": "hub", "repo": "openai/gsm8k", "revision": 40 * "c", "license": "mit", "gated": False, "rows": 1319}
     run = run_here("grpo")
-    run = dataclasses.replace(run, base_source=source, sources={**run.sources, "rl": {**test, "repo": "team/rl"}, "test": test})
+    run = dataclasses.replace(
+        run, base_source=source, sources={**run.sources, "rl": {**test, "repo": "team/rl"}, "test": test},
+        params={**run.params, "base_model": {**run.params["base_model"], "kind": "hub", "repo": source["repo"]}},
+    )  # fmt: skip
     read = ModelCard(rendered(run, adapter=True, read=("base-model",)))
     assert read.data.base_model == source["repo"] and read.data.base_model_relation == "adapter" and read.data.library_name == "peft"
     assert (read.data.license, read.data.license_name, read.data.license_link) == ("other", source["license_name"], source["license_link"])
