@@ -35,7 +35,8 @@ def main(lock: Path, direct: Path) -> int:
         if name not in installed:
             wrong.append(f"{name} is missing")
             continue
-        for module in [module for module in modules.get(name, []) if not module.startswith("_")]:
+        # sentencepiece lists its files as if they were modules: `sentencepiece/__init__`.
+        for module in [module for module in modules.get(name, []) if module.isidentifier() and not module.startswith("_")]:
             try:
                 importlib.import_module(module)
             except Exception as error:  # whatever it is, the image is not fit
