@@ -191,6 +191,9 @@ def run_stage(turing: bool, arguments: list[str]) -> int:
         os.environ["VLLM_BATCH_INVARIANT"] = "0"
         from stages.inference import vllm_engine
 
+        from stages.training import packing
+
+        packing.FLASH_FROM = (99, 0)
         vllm_engine.start_vllm = partial(vllm_engine.start_vllm, attention_backend="TRITON_ATTN")  # what it would choose there
     from stages.harness.run_stage import main as enter
 
@@ -220,6 +223,8 @@ def _row(method: str, chosen: argparse.Namespace, values: dict) -> dict:
         "peak_gpu_memory_mib": record.get("peak_gpu_memory_mib", ""),
         **used,
         "tokens_per_second": round(record["tokens"] / seconds) if "tokens" in record else "",
+        "steady_tokens_per_second": round(record["tokens"] / record["steps"] / record["update_seconds"]) if "tokens" in record else "",
+        "plan": f"{record['rows']} rows, recompute {record['recompute']}, dequantised {record['dequantised']}" if "rows" in record else "",
         "level": record.get("level", "bitwise"),
         "losses": losses,
     }

@@ -11,6 +11,7 @@ from pydantic import Field
 from stages.corpus.tokenizer_files import marks_of
 from stages.harness import measures
 from stages.training.models import Lora, in_32_bits, load_tokenizer
+from stages.training.packing import Packed, layout
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
 
@@ -19,6 +20,7 @@ class Params(Optimisation):
 
     lora: Lora
     max_length: int = Field(gt=0)  # tokens; prepare-mix drops longer rows
+    packed: Packed | None  # null: rows are padded
     eval_every: int = Field(gt=0)  # steps; save_every must be a multiple of it, so that the best checkpoint is there
     early_stopping_patience: int = Field(gt=0)  # evaluations without a better validation loss
 
@@ -29,24 +31,25 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
     from transformers import EarlyStoppingCallback
     from trl import SFTConfig, SFTTrainer
 
-    model = backend.new_adapter(backend.load_base(base, nf4=True), p.lora)
+    rows = layout(p, base, checkpoints, nf4=True)
+    model = backend.new_adapter(rows.prepare(backend.load_base(base, nf4=True)), p.lora)
     tokenizer = load_tokenizer(base, mix / "qlora" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
-            **arguments(p, checkpoints),
+            **arguments(p, checkpoints) | rows.arguments,
             max_length=p.max_length,
             assistant_only_loss=True,
             packing=False,
             padding_free=False,
-            loss_type="nll",
             eval_strategy="steps",
             eval_steps=p.eval_every,
-            per_device_eval_batch_size=p.per_device_batch,
+            per_device_eval_batch_size=rows.rows,
             load_best_model_at_end=True,
             metric_for_best_model="eval_loss",
             greater_is_better=False,
         ),
+        data_collator=rows.collator,
         train_dataset=dataset(mix / "qlora" / "train.jsonl", ("messages",)),
         eval_dataset=dataset(mix / "qlora" / "validation.jsonl", ("messages",)),
         processing_class=tokenizer,

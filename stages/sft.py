@@ -10,6 +10,7 @@ from pydantic import Field
 
 from stages.corpus.tokenizer_files import marks_of
 from stages.training.models import Lora, load_tokenizer
+from stages.training.packing import Packed, layout
 from stages.training.stopping import StopAtForm, stop_at_form
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
@@ -19,6 +20,7 @@ class Params(Optimisation):
 
     lora: Lora
     max_length: int = Field(gt=0)  # tokens; prepare-mix drops longer rows
+    packed: Packed | None  # null: rows are padded
     stop: StopAtForm
 
 
@@ -27,18 +29,19 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
     backend = begin(p, p.max_length, checkpoints)
     from trl import SFTConfig, SFTTrainer
 
-    model = backend.new_adapter(backend.load_base(base), p.lora)
+    rows = layout(p, base, checkpoints)
+    model = backend.new_adapter(rows.prepare(backend.load_base(base)), p.lora)
     tokenizer = load_tokenizer(base, mix / "sft" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(
-            **arguments(p, checkpoints),
+            **arguments(p, checkpoints) | rows.arguments,
             max_length=p.max_length,
             assistant_only_loss=True,
             packing=False,
             padding_free=False,
-            loss_type="nll",
         ),
+        data_collator=rows.collator,
         train_dataset=dataset(mix / "sft" / "train.jsonl", ("messages",)),
         processing_class=tokenizer,
     )

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from pydantic import Field
@@ -111,12 +112,34 @@ def train(stage: str, trainer, *, base: Path, checkpoints: Path, out: Path, out_
     trainer.remove_callback(PrinterCallback)  # our own callback shows progress
     trainer.add_callback(recorder(curve, stage, trainer.args.max_steps))
     trainer.add_callback(sealer())
+    trainer.add_callback(pace())
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
     measures.note(training_seconds=round(time.monotonic() - started, 2))
     save_adapter(trainer.model, trainer.processing_class, base, out)
     curve.write(out_curve)
     measures.note(steps=trainer.state.global_step, tokens=_tokens(trainer))
+
+
+def pace():
+    """A trainer callback that notes the seconds of an update, as their median: what compiles at the start does not count."""
+    from transformers import TrainerCallback
+
+    class Pace(TrainerCallback):
+        def on_train_begin(self, *_, **__):
+            self.seconds: list[float] = []
+
+        def on_step_begin(self, *_, **__):
+            self.started = time.monotonic()
+
+        def on_step_end(self, *_, **__):
+            self.seconds.append(time.monotonic() - self.started)
+
+        def on_train_end(self, *_, **__):
+            if self.seconds:
+                measures.note(update_seconds=round(median(self.seconds), 4))
+
+    return Pace()
 
 
 def _tokens(trainer) -> int:

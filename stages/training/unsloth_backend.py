@@ -4,6 +4,7 @@ Read in unsloth 2026.10.7: an import rewrites trl's trainers and transformers' Q
 before a trainer is (it ignores `peft_config`), and sums are cut into pieces by how much memory happens to be free, unless told.
 """
 
+import inspect
 import os
 from pathlib import Path
 
@@ -80,5 +81,14 @@ class Unsloth:
         from peft import PeftModel
         from unsloth import FastLanguageModel
 
+        _score_uncompiled()
         model = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
         return FastLanguageModel.patch_peft_model(model, self.checkpointing)
+
+
+def _score_uncompiled() -> None:
+    """Takes the compiler off grpo's log-probabilities: torch 2.11 was seen to simplify their cut sizes for minutes without an end."""
+    from unsloth_zoo import rl_replacements
+
+    name = "chunked_hidden_states_selective_log_softmax"
+    setattr(rl_replacements, name, inspect.unwrap(getattr(rl_replacements, name)))

@@ -18,8 +18,8 @@ MODELS = {"run": Run, "images": Images, "tracking": Tracking} | {
 
 
 def keys(value, path=""):
-    """Every key of nested mappings, as dotted paths. Shares by a number of steps are one value: any may be left out."""
-    if not isinstance(value, dict) or all(isinstance(name, int) for name in value):
+    """Every key of nested mappings, as dotted paths. Shares by a number of steps are one value: any may be left out; so is `packed`."""
+    if not isinstance(value, dict) or all(isinstance(name, int) for name in value) or path.endswith(".packed"):
         return {path}
     return set().union(*(keys(inner, f"{path}.{name}") for name, inner in value.items()))
 

@@ -40,7 +40,7 @@ def profile(name):
 def keys(values, above=""):
     for name, value in values.items():
         yield above + str(name)
-        if isinstance(value, dict) and name not in ("sources", "steps", "pretraining_steps", "columns"):
+        if isinstance(value, dict) and name not in ("sources", "steps", "pretraining_steps", "columns", "packed"):
             yield from keys(value, f"{above}{name}.")
 
 
@@ -72,7 +72,7 @@ def test_what_the_report_does_not_give_is_marked(name, section):
 def test_report_h200_is_the_same_recipe(section):
     """The same rows go into each update and as many updates are taken; how the hardware is used may differ."""
     theirs, ours = profile("report-t4")[section], profile("report-h200")[section]
-    used = {"precision", "per_device_batch", "accumulation", "gradient_checkpointing", "rollouts", "backend", "strict", "nf4"}
+    used = {"precision", "per_device_batch", "accumulation", "gradient_checkpointing", "rollouts", "backend", "strict", "nf4", "packed"}
     assert {name for name in theirs if theirs[name] != ours[name]} <= used
     batch = [values["per_device_batch"] * values["accumulation"] for values in (theirs, ours)]
     assert batch[0] == batch[1]

@@ -1,0 +1,237 @@
+"""Supervised rows without padding: those of a micro-batch lie one after another, and each attends to itself alone.
+
+An update is that of the padded batch: the same rows, the same sum over the same labels. What differs is the order in which sums are
+taken, and that nothing is computed for padding, nor a logit for a token that is not trained.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from stages.harness import measures
+from stages.harness.errors import InputError
+from stages.harness.params import StageParams
+from stages.training.memory import Needs, Plan, Shape, choose
+
+ATTENTION = "packed"  # its name among transformers' attention functions
+CHUNK = 1024  # labels whose logits are in memory at a time
+FLASH_FROM = (8, 0)  # compute capability that torch's variable-length attention has kernels for
+IGNORED = -100  # the label of a token that is not trained
+
+
+class Packed(StageParams):
+    """What is null is chosen by the memory of the GPU, so that one card always gets the same; the timing record says what it was."""
+
+    rows: int | None = Field(gt=0)  # of a micro-batch; they divide the batch
+    recompute: bool | None  # layers in the backward pass, instead of keeping what they computed
+    dequantise: bool | None  # qlora: hold the values of the 4-bit weights in 16 bits, where they need not be made again each time
+    compile: bool  # layers and loss by torch.compile: faster from the second update on, after half a minute or so
+    memory_gib: float | None = Field(gt=0)  # to plan for; null: all that the GPU has
+
+
+class Padded:
+    """Rows as trl pads them, to the longest of each micro-batch."""
+
+    collator = None
+
+    def __init__(self, p) -> None:
+        self.rows = p.per_device_batch
+        self.arguments: dict[str, Any] = {"loss_type": "nll"}
+
+    def prepare(self, model):
+        return model
+
+
+class PackedRows:
+    """Rows without padding, in micro-batches that a plan made for the memory of this GPU."""
+
+    def __init__(self, p, base: Path, scratch: Path, *, nf4: bool) -> None:
+        """p: an Optimisation with `lora`, `max_length` and `packed`. What is compiled goes to `scratch`."""
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # each batch has a length of its own
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch.resolve() / "compiled")
+        self.p, self.plan = p.packed, _plan(p, base, nf4)
+        self.strict = p.strict
+        self.rows = self.plan.rows
+        self.collator = partial(pack, longest=p.max_length)
+        self.arguments = {
+            "per_device_train_batch_size": self.plan.rows,
+            "gradient_accumulation_steps": p.per_device_batch * p.accumulation // self.plan.rows,
+            "gradient_checkpointing": self.plan.recompute,
+            "loss_type": "chunked_nll",
+        }
+        measures.note(rows=self.plan.rows, recompute=self.plan.recompute, dequantised=self.plan.dequantise)
+
+    def prepare(self, model):
+        """The base, before it gets its adapter, with attention by rows and a loss that is made in pieces."""
+        from transformers import AttentionInterface
+        from transformers.masking_utils import AttentionMaskInterface
+        from trl.trainer import sft_trainer
+
+        AttentionInterface.register(ATTENTION, attend)
+        AttentionMaskInterface.register(ATTENTION, _mask)
+        if self.plan.dequantise:
+            model = model.dequantize(model.dtype)
+        model.set_attn_implementation(ATTENTION)
+        sft_trainer._chunked_cross_entropy_loss = partial(answer_loss, compiled=self.p.compile)
+        if self.p.compile:
+            import torch
+
+            torch._inductor.config.deterministic = self.strict
+            for layer in model.get_decoder().layers:
+                layer.compile(dynamic=True)
+        return model
+
+
+def layout(p, base: Path, scratch: Path, *, nf4: bool = False) -> Padded | PackedRows:
+    """How the rows of sft or qlora lie in memory; to be asked before anything is on the GPU."""
+    return PackedRows(p, base, scratch, nf4=nf4) if p.packed else Padded(p)
+
+
+def _plan(p, base: Path, nf4: bool) -> Plan:
+    import torch
+
+    if p.backend != "transformers":
+        raise InputError("params.yaml: packed rows need backend: transformers: unsloth packs in its own way; or set packed to null")
+    batch = p.per_device_batch * p.accumulation
+    if p.packed.rows and batch % p.packed.rows:
+        raise InputError(f"params.yaml: packed.rows: {p.packed.rows} does not divide the batch of {batch} (per_device_batch x accumulation)")
+    memory = p.packed.memory_gib
+    if memory is None:
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else float("inf")
+    needs = Needs(Shape.read(base), rank=p.lora.rank, nf4=nf4, width=4 if p.precision == "fp32" else 2, longest=p.max_length, chunk=CHUNK)
+    return choose(needs, batch, memory, rows=p.packed.rows, recompute=p.packed.recompute, dequantise=p.packed.dequantise)
+
+
+def pack(rows: Sequence[dict[str, list[int]]], *, longest: int) -> dict[str, Any]:
+    """One row of all tokens, (1, total); positions start anew with each row, whose first token is nobody's label.
+
+    cu_seq_lens: where rows begin and the last ends, (rows + 1). max_length: of any row of the run, so that nothing compiled depends on it.
+    """
+    import torch
+
+    lengths = [len(row["input_ids"]) for row in rows]
+    bounds = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    labels = torch.tensor([label for row in rows for label in row.get("labels", row["input_ids"])])
+    labels[bounds[:-1].long()] = IGNORED
+    return {
+        "input_ids": torch.tensor([[token for row in rows for token in row["input_ids"]]]),
+        "labels": labels[None],
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, cu_seq_lens_q=None, max_length_q=None, **others):
+    """transformers' attention function: each packed row causally to itself; without bounds (in generation) as `sdpa` does.
+
+    query: (1, heads, total, head size); key and value: the same with their own heads. Returns (1, total, heads, head size).
+    """
+    import torch
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others)
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if _has_flash(query):
+        from torch.nn.attention.varlen import varlen_attn
+
+        by_token = (heads.transpose(1, 2)[0] for heads in (query, key, value))
+        out = varlen_attn(*by_token, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0))
+        return out[None], None
+    lengths = cu_seq_lens_q.diff().tolist()
+    rows = zip(*(heads.split(lengths, dim=2) for heads in (query, key, value)), strict=True)
+    out = [torch.nn.functional.scaled_dot_product_attention(*row, is_causal=True, scale=scaling) for row in rows]
+    return torch.cat(out, dim=2).transpose(1, 2), None
+
+
+def _has_flash(query) -> bool:
+    import torch
+
+    return query.is_cuda and query.dtype.itemsize == 2 and torch.cuda.get_device_capability() >= FLASH_FROM
+
+
+def _mask(*args, attention_mask=None, **others):
+    """None for packed rows, which know their bounds; in generation, which pads, that of `sdpa`."""
+    from transformers.masking_utils import sdpa_mask
+
+    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **others)
+
+
+def answer_loss(hidden_states, lm_head_weight, chunk_size, labels, num_items_in_batch=None, *, compiled=False, **_):
+    """What trl's chunked loss returns, of the same logits, with the gradient made in the forward pass.
+
+    hidden_states: (1, total, hidden); lm_head_weight: (vocabulary, hidden); labels: (1, total), of the token itself. Returns the loss in
+    nats over num_items_in_batch (else the mean), how many labels had the largest logit, the sum of entropies in nats, and the labels.
+    """
+    import torch
+
+    labels = labels[0, 1:]
+    places = (labels != IGNORED).nonzero()[:, 0]
+    loss, correct, entropy = _chunked_loss().apply(hidden_states[0, :-1], lm_head_weight, labels[places], places, compiled)
+    counted = torch.tensor(len(places), device=loss.device)
+    return loss / (max(len(places), 1) if num_items_in_batch is None else num_items_in_batch), correct, entropy, counted
+
+
+@cache
+def _chunked_loss():
+    """An autograd function, where torch is there to be derived from."""
+    import torch
+
+    class ChunkedLoss(torch.autograd.Function):
+        """Summed cross entropy. Its gradient by a chunk's logits is known with them, so neither is made or kept a second time."""
+
+        @staticmethod
+        def forward(ctx, hidden, weight, labels, places, compiled):
+            measure = _compiled_measure() if compiled else _measure
+            weight = weight.to(hidden.dtype)
+            chosen = hidden[places]
+            grad = torch.empty_like(chosen)
+            sums = torch.zeros(3, device=hidden.device)
+            for start in range(0, len(places), CHUNK):
+                part = slice(start, start + CHUNK)
+                found, by_logits = measure(chosen[part] @ weight.t(), labels[part])
+                sums += found
+                grad[part] = by_logits @ weight
+            ctx.save_for_backward(grad, places)
+            ctx.shape = hidden.shape
+            loss, correct, entropy = (each.clone() for each in sums)
+            ctx.mark_non_differentiable(correct, entropy)
+            return loss, correct, entropy
+
+        @staticmethod
+        def backward(ctx, by_loss, *_):
+            grad, places = ctx.saved_tensors
+            whole = grad.new_zeros(ctx.shape)
+            whole[places] = (grad * by_loss).to(grad.dtype)
+            return whole, None, None, None, None
+
+    return ChunkedLoss
+
+
+def _measure(logits, labels):
+    """Sums of loss, hits and entropy over a chunk, (3,), and the gradient of the first by the logits."""
+    import torch
+
+    wide = logits.float()
+    normaliser = wide.logsumexp(-1, keepdim=True)
+    chances = (wide - normaliser).exp()
+    loss = (normaliser - wide.gather(1, labels[:, None])).sum()
+    hits = (wide.argmax(-1) == labels).sum()
+    entropy = (normaliser[:, 0] - (chances * wide).sum(-1)).sum()
+    here = torch.arange(wide.shape[-1], device=labels.device) == labels[:, None]
+    return torch.stack([loss, hits.float(), entropy]), (chances - here.float()).to(logits.dtype)
+
+
+@cache
+def _compiled_measure():
+    import torch
+
+    return torch.compile(_measure, dynamic=True)

@@ -1,0 +1,94 @@
+"""Packed rows on a CUDA GPU: torch's variable-length attention, compiled layers, and the bits that come again."""
+
+import signal
+import time
+
+import pytest
+
+from stages.training.checkpoints import SEAL
+from tests.gpu.conftest import UPDATES, beside, inputs
+from tests.gpu.test_training import TOLERANCE, adapter, column, falls
+
+pytestmark = pytest.mark.gpu
+PACKED = {"rows": None, "recompute": None, "dequantise": None, "compile": True, "memory_gib": None}
+WAYS = {
+    "compiled": PACKED,
+    "again": PACKED,
+    "plain": {**PACKED, "compile": False},
+    "recomputed": {**PACKED, "recompute": True, "rows": 4},
+    "four-bits": {**PACKED, "dequantise": False},
+}
+
+
+@pytest.mark.parametrize("method", ["sft", "qlora"])
+def test_packed_rows_lose_as_padded_ones_and_give_the_same_bytes_again(train, method):
+    padded, compiled, again, *others = train(method, {"beside-packed": {}} | {name: {"packed": packed} for name, packed in WAYS.items()})
+    assert adapter(again) == adapter(compiled)
+    assert (again / "curve.csv").read_bytes() == (compiled / "curve.csv").read_bytes()
+    expected = column(padded, "loss")
+    for folder in (compiled, *others):
+        losses = column(folder, "loss")
+        assert len(losses) == UPDATES and falls(losses)
+        assert losses == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE), folder
+
+
+def test_a_killed_packed_run_goes_on_to_the_same_bytes(place, train):
+    (whole,) = train("qlora", {"packed-undisturbed": {"packed": PACKED}})
+    run = beside(place, "qlora-packed-killed", {"qlora.packed": PACKED})
+    paths = {**inputs(place, "qlora"), "out": "out", "out_curve": "curve.csv"}
+    started = run.start("qlora", scratch="killed", **paths)
+    while not (run / f"killed/checkpoints/checkpoint-10/{SEAL}").is_file() and started.poll() is None:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGKILL)
+    started.communicate()
+    assert not (run / "out").exists()
+    done = run.run("qlora", scratch="killed", **paths)
+    assert done.returncode == 0, done.stdout
+    assert adapter(run.folder) == adapter(whole)
+
+
+def test_packed_gradients_are_as_near_the_exact_ones_as_padded(place):
+    """Against 32 bits, one batch of 8 rows: what packing changes is less than what 16 bits do."""
+    import torch
+
+    from stages.harness.params import read_params, section
+    from stages.sft import Params
+    from stages.training.models import Transformers
+    from stages.training.packing import IGNORED, Packed, PackedRows, pack
+    from stages.training.packing import answer_loss as loss_of
+
+    p = section(place / "params.yaml", read_params(place / "params.yaml"), "sft", Params).model_copy(update={"packed": Packed(**PACKED)})
+    draw = torch.Generator().manual_seed(0)
+    rows = [{"input_ids": torch.randint(5, 1000, (length,), generator=draw).tolist()} for length in (31, 90, 256, 7, 120, 64, 200, 33)]
+
+    def gradients(precision: str, packed: bool):
+        backend = Transformers(precision)
+        base = backend.load_base(place / "base")
+        if packed:
+            base = PackedRows(p, place / "base", place / "packing-scratch", nf4=False).prepare(base)
+        torch.manual_seed(0)
+        model = backend.new_adapter(base, p.lora)
+        torch.manual_seed(1)
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                weight.data = torch.randn(weight.shape) .to("cuda") * 0.02
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+            decoder, head = model.get_base_model().model, model.get_base_model().lm_head.weight
+            if packed:
+                batch = {name: value.cuda() if hasattr(value, "cuda") else value for name, value in pack(rows, longest=256).items()}
+                labels = batch.pop("labels")
+                loss, *_ = loss_of(decoder(**batch, use_cache=False).last_hidden_state, head, 0, labels, compiled=True)
+            else:
+                ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row["input_ids"]) for row in rows], batch_first=True).cuda()
+                mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], batch_first=True).cuda()
+                labels = ids.masked_fill(mask == 0, IGNORED)
+                hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+                logits = (hidden[:, :-1] @ head.to(hidden.dtype).t()).float()
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        loss.backward()
+        return torch.cat([weight.grad.flatten().double() for weight in model.parameters() if weight.requires_grad])
+
+    exact, padded, packed = gradients("fp32", False), gradients("bf16", False), gradients("bf16", True)
+    error_padded, error_packed = ((each - exact).norm() / exact.norm() for each in (padded, packed))
+    print(f"relative error of the gradient in bf16: padded {error_padded:.5f}, packed and compiled {error_packed:.5f}")
+    assert error_packed < 1.2 * error_padded

@@ -1,0 +1,105 @@
+"""Rows without padding: the same update as padded ones, and no row sees another."""
+
+import csv
+
+import pytest
+
+from stages.corpus.marks import TURN_END
+from stages.harness.params import read_params, section
+from stages.sft import Params
+from stages.training.packing import ATTENTION, Packed, PackedRows, Padded, pack
+from stages.training.trainer import dataset
+from tests.pipeline.conftest import assert_one_sentence
+
+WRITTEN = {"rows": 8, "recompute": False, "dequantise": False, "compile": False, "memory_gib": None}
+
+
+@pytest.fixture(scope="module")
+def gradients(small, tmp_path_factory):
+    """The adapter's gradients of one batch of rows, by trl's own trainer, padded or packed."""
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+    from trl.trainer import sft_trainer
+
+    from stages.training.models import Transformers, load_tokenizer
+
+    p = section(small / "params.yaml", read_params(small / "params.yaml"), "sft", Params)
+    tokenizer = load_tokenizer(small / "base", small / "mix/sft/chat_template.jinja", ends_with=TURN_END)
+    chunked = sft_trainer._chunked_cross_entropy_loss
+
+    def of(packed, rows):
+        set_seed(0)
+        scratch = tmp_path_factory.mktemp("packing")
+        layout = PackedRows(p.model_copy(update={"packed": Packed(**packed)}), small / "base", scratch, nf4=False) if packed else Padded(p)
+        model = Transformers("fp32").new_adapter(layout.prepare(Transformers("fp32").load_base(small / "base")), p.lora)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.data.normal_(std=0.02)  # untrained it is nought, and the other half has no gradient
+        config = SFTConfig(output_dir=str(scratch), assistant_only_loss=True, use_cpu=True, bf16=False, report_to="none", max_length=256,
+                           **{"gradient_checkpointing": False, **layout.arguments, "per_device_train_batch_size": rows})  # fmt: skip
+        trainer = SFTTrainer(model=model, args=config, processing_class=tokenizer, data_collator=layout.collator,
+                             train_dataset=dataset(small / "mix/sft/train.jsonl", ("messages",)))  # fmt: skip
+        batch = next(iter(trainer.get_train_dataloader()))
+        loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=(batch["labels"][..., 1:] != -100).sum())
+        loss.backward()
+        told = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+        return loss.item(), told, {name: weight.grad.clone() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+
+    yield of
+    sft_trainer._chunked_cross_entropy_loss = chunked
+
+
+@pytest.mark.parametrize("change", [{}, {"recompute": True}])
+def test_a_packed_batch_has_the_padded_ones_loss_gradients_and_figures(gradients, change):
+    padded_loss, padded_told, padded = gradients(None, 8)
+    loss, told, packed = gradients({**WRITTEN, **change}, 8)
+    assert loss == pytest.approx(padded_loss, rel=1e-5)
+    for name in ("entropy", "mean_token_accuracy", "num_tokens"):
+        assert told[name] == pytest.approx(padded_told[name], rel=1e-4), name
+    assert packed.keys() == padded.keys() and len(packed) > 20
+    for name, gradient in packed.items():
+        assert (gradient - padded[name]).norm() < 1e-5 * padded[name].norm(), name
+
+
+def test_no_row_sees_another(small, tmp_path):
+    import torch
+
+    from stages.training.models import Transformers
+
+    packed = section(small / "params.yaml", read_params(small / "params.yaml"), "sft", Params).model_copy(update={"packed": Packed(**WRITTEN)})
+    model = PackedRows(packed, small / "base", tmp_path, nf4=False).prepare(Transformers("fp32").load_base(small / "base")).eval()
+    draw = torch.Generator().manual_seed(0)
+    first, second, third = (torch.randint(5, 200, (length,), generator=draw).tolist() for length in (17, 40, 3))
+
+    def logits(*rows):
+        batch = pack([{"input_ids": row} for row in rows], longest=64)
+        del batch["labels"]
+        with torch.inference_mode():
+            return model(**batch).logits[0]
+
+    together = logits(first, second, third)
+    assert torch.allclose(together[17:57], logits(second), atol=1e-5)
+    assert torch.allclose(logits(third, second)[3:], logits(second), atol=1e-5)
+    assert model.config._attn_implementation == ATTENTION
+
+
+def test_a_packed_run_goes_as_a_padded_one_and_comes_again(small):
+    curves = []
+    for name, changes in (("padded", {}), ("packed", {"sft.packed": WRITTEN}), ("again", {"sft.packed": WRITTEN})):
+        small.set_params({"sft.max_steps": 50, **changes})
+        small.do("sft", base="base", mix="mix", out=f"{name}-adapter", out_curve=f"{name}.csv")
+        with (small / f"{name}.csv").open() as file:
+            curves.append([float(row["loss"]) for row in csv.DictReader(file) if row["loss"]])
+    small.set_params({})
+    padded, packed, again = curves
+    assert len(packed) == 50 and packed == pytest.approx(padded, rel=2e-3)
+    assert again == packed
+    weights = [(small / f"{name}-adapter/adapter_model.safetensors").read_bytes() for name in ("packed", "again")]
+    assert weights[0] == weights[1]
+
+
+def test_rows_that_do_not_divide_the_batch_are_refused(small):
+    small.set_params({"sft.packed": {**WRITTEN, "rows": 3}})
+    refused = small.run("sft", base="base", mix="mix", out="refused", out_curve="refused.csv")
+    small.set_params({})
+    assert_one_sentence(refused, "packed.rows: 3 does not divide the batch")

@@ -1,0 +1,53 @@
+"""The memory plan: what fits where, in the order of speed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from stages.harness.errors import InputError
+from stages.training.memory import Needs, Plan, Shape, choose
+
+QWEN = {
+    "num_hidden_layers": 40, "hidden_size": 2560, "num_attention_heads": 20, "num_key_value_heads": 20,
+    "intermediate_size": 6912, "vocab_size": 151_936, "tie_word_embeddings": False,
+}  # fmt: skip
+FREE = {"rows": None, "recompute": None, "dequantise": None}
+
+
+@pytest.fixture
+def needs(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN))
+    return Needs(Shape.read(tmp_path), rank=32, nf4=True, width=2, longest=2048, chunk=1024)
+
+
+def test_the_shape_counts_qwens_weights(needs):
+    assert needs.shape.linear + needs.shape.embedding == pytest.approx(3.95e9, rel=0.01)  # its card says 3.95 billion
+    assert needs.shape.adapter * 32 == 62_586_880  # as peft counts those of rank 32
+
+
+@pytest.mark.parametrize(
+    ("gib", "plan"),
+    [
+        (139, Plan(8, recompute=False, dequantise=True)),
+        (79, Plan(8, recompute=False, dequantise=True)),
+        (40, Plan(4, recompute=False, dequantise=True)),
+        (15, Plan(8, recompute=True, dequantise=False)),
+    ],
+)
+def test_the_fastest_plan_that_fits_is_taken(needs, gib, plan):
+    assert choose(needs, 8, gib, **FREE) == plan
+
+
+def test_what_is_given_is_kept(needs):
+    assert choose(needs, 8, 139, **{**FREE, "rows": 2, "dequantise": False}) == Plan(2, recompute=False, dequantise=False)
+    assert choose(needs, 8, 1, rows=8, recompute=False, dequantise=False) == Plan(8, recompute=False, dequantise=False)
+
+
+def test_a_base_in_16_bits_has_nothing_to_dequantise(needs):
+    assert not choose(replace(needs, nf4=False), 8, 139, **FREE).dequantise
+
+
+def test_where_nothing_fits_the_least_is_named(needs):
+    with pytest.raises(InputError, match=r"1 rows of 2048 tokens take about \d"):
+        choose(needs, 8, 3, **FREE)
