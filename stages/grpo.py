@@ -11,8 +11,11 @@ from pydantic import Field
 
 from stages.corpus.tokenizer_files import marks_of
 from stages.harness.errors import InputError
+from stages.harness.jsonl import read_json
 from stages.inference.vllm_engine import set_up_vllm
+from stages.training.memory import GIB, Shape
 from stages.training.models import frozen_hash, in_32_bits, load_tokenizer
+from stages.training.packing import Packed, PackedRows
 from stages.training.rewards import (
     check_exact_answer,
     check_final_answer,
@@ -42,6 +45,7 @@ class Params(Optimisation):
     scale_rewards: Literal["group", "batch", "none"]
     epsilon: float = Field(gt=0)  # clips the probability ratio to 1 +- epsilon
     updates_per_batch: int = Field(gt=0)  # 1: every update is on-policy
+    packed: Packed | None  # null: completions are padded
     nf4: bool  # hold the trainer's base in 4 bits; vllm samples from its 16 bits
     rollouts: Rollouts
     max_prompt: int = Field(gt=0)  # tokens of the longest prompt; prepare-mix leaves out longer ones
@@ -53,13 +57,15 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
     _check(p)
     by_vllm = p.rollouts.engine == "vllm"
     if by_vllm:
-        set_up_vllm()
+        set_up_vllm(batch_invariant=not p.rollouts.merged)  # the adapter's own kernels add in any order without that mode
     max_length = p.max_prompt + p.max_completion
     backend = begin(p, max_length, checkpoints)
+    packing = _packing(p, base, adapter, max_length, checkpoints)
     from trl import GRPOConfig
 
     rewards = [match_format_exactly, match_format_approximately, ANSWER_REWARDS[p.answer_reward]]
-    model = backend.held_adapter(backend.load_base(base, nf4=p.nf4, lent=by_vllm), adapter)
+    model = backend.load_base(base, nf4=p.nf4, lent=by_vllm and not p.rollouts.merged)
+    model = backend.held_adapter(packing.prepare(model) if packing else model, adapter)
     tokenizer = load_tokenizer(base, mix / "grpo" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
     rollouts = None
     if by_vllm:
@@ -73,14 +79,16 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
             raw=p.temperature == 1,  # as the trainer's own, which know of no cuts
             scratch=checkpoints,
         )
-        if backend.lends and not p.nf4:
+        if p.rollouts.merged:
+            rollouts.merge_into(model)
+        elif backend.lends and not p.nf4:
             rollouts.lend_weights(model)
     frozen = frozen_hash(model)
     trainer = rollout_trainer()(
         model=model,
         reward_funcs=[*rewards, distinct],
         args=GRPOConfig(
-            **arguments(p, checkpoints),
+            **arguments(p, checkpoints) | (packing.arguments if packing else {}),
             **backend.grpo_arguments,
             reward_weights=[1.0] * len(rewards) + [0.0],  # distinct is only watched
             num_generations=p.generations,
@@ -103,7 +111,7 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
         train_dataset=dataset(mix / "grpo" / "train.jsonl", ("prompt", "answer")),
         processing_class=tokenizer,
     )
-    trainer.rollouts = rollouts
+    trainer.rollouts, trainer.packing = rollouts, packing
     in_32_bits(trainer.model)
     try:
         train("grpo", trainer, base=base, checkpoints=checkpoints, out=out, out_curve=out_curve)
@@ -112,6 +120,17 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
     finally:
         if rollouts:
             rollouts.close()
+
+
+def _packing(p: Params, base: Path, adapter: Path, longest: int, scratch: Path) -> PackedRows | None:
+    """Micro-batches of completions without padding, in what the engine leaves of the memory."""
+    if p.packed is None:
+        return None
+    shape = Shape.read(base)
+    own = (shape.linear + shape.embedding) * 2 if p.rollouts.merged else 0
+    beside = p.rollouts.kv_cache_gib * GIB + own if p.rollouts.engine == "vllm" else 0
+    rank = read_json(adapter / "adapter_config.json")["r"]
+    return PackedRows(p, base, scratch, rank=rank, longest=longest, nf4=p.nf4, beside=beside, by_batch=True)
 
 
 def _check(p: Params) -> None:
@@ -126,6 +145,8 @@ def _check(p: Params) -> None:
             "params.yaml: grpo.backend: unsloth measures beta's divergence from the bare base and reads the losses dr_grpo and bnpo "
             "in its own way: set beta to 0 and loss to grpo or dapo, or use transformers"
         )
+    if p.rollouts.engine == "vllm" and p.rollouts.merged and p.nf4:
+        raise InputError("params.yaml: grpo.rollouts.merged adds the adapter to the trainer's base in 16 bits: set nf4 to false, or merged")
     cuts = p.top_p < 1 or p.top_k > 0 or bool(p.min_p)
     if p.rollouts.engine == "vllm" and p.rollouts.importance_correction and cuts and p.temperature != 1:
         raise InputError(

@@ -42,6 +42,7 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
             assistant_only_loss=True,
             packing=False,
             padding_free=False,
+            loss_type=rows.loss_type,
             eval_strategy="steps",
             eval_steps=p.eval_every,
             per_device_eval_batch_size=rows.rows,

@@ -40,6 +40,7 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
             assistant_only_loss=True,
             packing=False,
             padding_free=False,
+            loss_type=rows.loss_type,
         ),
         data_collator=rows.collator,
         train_dataset=dataset(mix / "sft" / "train.jsonl", ("messages",)),

@@ -14,6 +14,9 @@ from stages.harness.params import StageParams
 from stages.inference.engine import Completion, Sampling
 
 SHARE = 0.02  # of the card that vLLM asks to be free when it starts; kv_cache_gib says what it takes
+CONTEXT = 4096  # tokens of a prompt and its answer, where a model has room for more
+BATCHED_TOKENS = 16_384  # of prompts that are computed at once
+SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, *range(320, 4097, 64))  # of batches with a CUDA graph of their own
 GIB = 2**30
 SUPPORTED_FROM = (7, 5)  # compute capability: a T4's; CUDA 13 knows none below
 BATCH_INVARIANT_FROM = (9, 0)  # compute capability with kernels whose sums do not follow the batch (Hopper and later)
@@ -23,13 +26,13 @@ class Vllm(StageParams):
     """What an engine takes of a GPU, whatever else is free there: answers then depend on no other program's memory."""
 
     kv_cache_gib: float = Field(gt=0)  # memory for keys and values, beside the weights
-    cuda_graphs: bool  # faster steps, for memory and half a minute at the start
+    cuda_graphs: bool  # faster steps, for memory and some seconds at the start
 
 
-def set_up_vllm() -> None:
+def set_up_vllm(*, batch_invariant: bool = True) -> None:
     """Sets what vLLM reads as it is imported, which `import trl` does too: call it before either.
 
-    One process (one stage, one end), and answers independent of the batch where the GPU has kernels for that.
+    One process (one stage, one end), and answers independent of the batch where that is asked and the GPU has kernels for it.
     Raises InputError where there is no CUDA GPU, or one that vLLM has no kernels for.
     """
     import torch
@@ -39,20 +42,24 @@ def set_up_vllm() -> None:
     if (capability := torch.cuda.get_device_capability()) < SUPPORTED_FROM:
         raise InputError(f"params.yaml: the engine vllm needs a GPU of compute capability {SUPPORTED_FROM[0]}.{SUPPORTED_FROM[1]}, "
                          f"and this one is of {capability[0]}.{capability[1]}: use transformers")  # fmt: skip
-    if capability >= BATCH_INVARIANT_FROM:
-        os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
-    if os.environ.get("VLLM_BATCH_INVARIANT") != "1":
-        measures.note(level="statistical")
+    if batch_invariant:
+        os.environ.setdefault("VLLM_BATCH_INVARIANT", "1" if capability >= BATCH_INVARIANT_FROM else "0")
+        if os.environ["VLLM_BATCH_INVARIANT"] != "1":
+            measures.note(level="statistical")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
-def start_vllm(folder: Path, p: Vllm, **settings: Any):
-    """A vllm.LLM in this process on a model folder; see set_up_vllm."""
-    set_up_vllm()
+def start_vllm(folder: Path, p: Vllm, *, requests: int, **settings: Any):
+    """A vllm.LLM in this process on a model folder, for so many requests at a time; call set_up_vllm before."""
     from vllm import LLM
 
     _inspect_here(folder)
     _norm_in_one_order()
+    _multiply_by_cublas()
+    if p.cuda_graphs:
+        # Without Inductor, whose kernels gain nothing inside CUDA graphs and are chosen by the clock.
+        sizes = [size for size in SIZES if size < requests] + [requests]
+        settings["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
     return LLM(
         str(folder),
         tokenizer=str(folder),
@@ -60,6 +67,8 @@ def start_vllm(folder: Path, p: Vllm, **settings: Any):
         gpu_memory_utilization=SHARE,
         kv_cache_memory_bytes=int(p.kv_cache_gib * GIB),
         enforce_eager=not p.cuda_graphs,
+        max_num_seqs=requests,
+        kernel_config={"enable_flashinfer_autotune": False},
         **settings,
     )
 
@@ -92,17 +101,35 @@ def _norm_in_one_order() -> None:
     layernorm.rms_norm_batch_invariant = norm
 
 
+def _multiply_by_cublas() -> None:
+    """Takes matrix products to cuBLAS in batch-invariant mode.
+
+    vLLM 0.26 multiplies there with tiles for large batches, whatever the batch (vLLM pull request 53247). Without a work space, which
+    the mode takes from it, cuBLAS gives the same bits as those tiles on Hopper whatever the rows: benchmarks/vllm_speed.py compares.
+    """
+    from torch.nn.functional import linear as multiply
+    from vllm.model_executor.layers import linear, vocab_parallel_embedding
+
+    def product(x, weight, bias=None):
+        out = multiply(x, weight)
+        return out if bias is None else out + bias
+
+    linear.linear_batch_invariant = vocab_parallel_embedding.linear_batch_invariant = product
+
+
 class VllmEngine:
     """A model folder in memory, in 16 bits; up to `batch_size` prompts run at a time, of the length that the caches hold."""
 
     def __init__(self, folder: Path, batch_size: int, p: Vllm) -> None:
         """See start_vllm."""
+        set_up_vllm()
         from transformers import GenerationConfig
 
         # Each prompt is computed whole: in pieces, of which a cache may hold some, attention adds up in other pieces too, and
         # an answer would follow what else was asked (vLLM pull requests 46592 and 55612).
-        whole = {"enable_prefix_caching": False, "enable_chunked_prefill": False}
-        self.llm = start_vllm(folder, p, max_num_seqs=batch_size, max_model_len=-1, **whole)
+        whole = {"enable_prefix_caching": False, "enable_chunked_prefill": False, "max_num_batched_tokens": BATCHED_TOKENS}
+        context = min(CONTEXT, read_json(folder / "config.json")["max_position_embeddings"])
+        self.llm = start_vllm(folder, p, requests=batch_size, max_model_len=context, **whole)
         self.tokenizer = self.llm.get_tokenizer()
         self.template = self.tokenizer.chat_template
         self.stops = GenerationConfig.from_pretrained(folder).eos_token_id

@@ -72,7 +72,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Needs:
-    """Of what a training needs memory; width: bytes of a number; longest: tokens of a row; chunk: tokens whose logits are held."""
+    """Of what a training needs memory; width: bytes of a number; longest: tokens of a row; chunk: tokens whose logits are held.
+
+    beside: bytes that an engine takes in the same process.
+    """
 
     shape: Shape
     rank: int
@@ -80,19 +83,29 @@ class Needs:
     width: int
     longest: int
     chunk: int
+    beside: float = 0
 
     def bytes(self, plan: Plan) -> float:
         """The most that is held at once, with every row of a micro-batch as long as the longest may be."""
-        shape, tokens = self.shape, plan.rows * self.longest
-        linear = NF4_BYTES if self.nf4 and not plan.dequantise else self.width
-        weights = shape.linear * linear + shape.embedding * self.width + shape.adapter * self.rank * OPTIMISED_BYTES
-        layer = tokens * shape.kept * self.width
+        tokens = plan.rows * self.longest
+        layer = tokens * self.shape.kept * self.width
         if plan.recompute:  # each layer's input, one layer anew, and its gradients
-            held = shape.layers * tokens * shape.hidden * self.width + 2 * layer
+            held = self.shape.layers * tokens * self.shape.hidden * self.width + 2 * layer
         else:
-            held = shape.layers * layer
-        logits = min(self.chunk, tokens) * shape.vocab * (2 * self.width + 8)
-        return weights + held + logits + OUTSIDE
+            held = self.shape.layers * layer
+        return self._standing(dequantise=plan.dequantise) + held
+
+    def tokens_kept(self, memory_gib: float, *, dequantise: bool) -> float:
+        """How many tokens a micro-batch may have that keeps what its layers computed."""
+        room = USABLE * memory_gib * GIB - self._standing(dequantise=dequantise)
+        return room / (self.shape.layers * self.shape.kept * self.width)
+
+    def _standing(self, *, dequantise: bool) -> float:
+        """What does not grow with the micro-batch."""
+        shape = self.shape
+        linear = NF4_BYTES if self.nf4 and not dequantise else self.width
+        weights = shape.linear * linear + shape.embedding * self.width + shape.adapter * self.rank * OPTIMISED_BYTES
+        return weights + self.chunk * shape.vocab * (2 * self.width + 8) + OUTSIDE + self.beside
 
 
 def choose(needs: Needs, batch: int, memory_gib: float, *, rows: int | None, recompute: bool | None, dequantise: bool | None) -> Plan:

@@ -15,7 +15,7 @@ from pydantic import Field
 from stages.harness import measures
 from stages.harness.errors import InputError
 from stages.harness.params import StageParams
-from stages.training.memory import Needs, Plan, Shape, choose
+from stages.training.memory import Needs, Shape, choose
 
 ATTENTION = "packed"  # its name among transformers' attention functions
 CHUNK = 1024  # labels whose logits are in memory at a time
@@ -37,10 +37,11 @@ class Padded:
     """Rows as trl pads them, to the longest of each micro-batch."""
 
     collator = None
+    loss_type = "nll"
 
     def __init__(self, p) -> None:
         self.rows = p.per_device_batch
-        self.arguments: dict[str, Any] = {"loss_type": "nll"}
+        self.arguments: dict[str, Any] = {}
 
     def prepare(self, model):
         return model
@@ -49,21 +50,38 @@ class Padded:
 class PackedRows:
     """Rows without padding, in micro-batches that a plan made for the memory of this GPU."""
 
-    def __init__(self, p, base: Path, scratch: Path, *, nf4: bool) -> None:
-        """p: an Optimisation with `lora`, `max_length` and `packed`. What is compiled goes to `scratch`."""
+    loss_type = "chunked_nll"
+
+    def __init__(self, p, base: Path, scratch: Path, *, rank: int, longest: int, nf4: bool, beside: float = 0, by_batch: bool = False) -> None:
+        """p: an Optimisation that has `packed`. longest: tokens of a row; beside: bytes of an engine. What is compiled goes to `scratch`.
+
+        by_batch: rows are seldom as long as they may be; whether layers are recomputed is left to each micro-batch (see `keeps`).
+        """
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # each batch has a length of its own
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch.resolve() / "compiled")
-        self.p, self.plan = p.packed, _plan(p, base, nf4)
-        self.strict = p.strict
+        if p.backend != "transformers":
+            raise InputError("params.yaml: packed rows need backend: transformers: unsloth packs in its own way; or set packed to null")
+        batch = p.per_device_batch * p.accumulation
+        if p.packed.rows and batch % p.packed.rows:
+            raise InputError(f"params.yaml: packed.rows: {p.packed.rows} does not divide the batch of {batch} (per_device_batch x accumulation)")
+        memory = p.packed.memory_gib or _memory_gib()
+        needs = Needs(Shape.read(base), rank, nf4, 4 if p.precision == "fp32" else 2, longest, CHUNK, beside)
+        self.p, self.strict, self.longest = p.packed, p.strict, longest
+        recompute = True if by_batch and p.packed.recompute is None else p.packed.recompute
+        self.plan = choose(needs, batch, memory, rows=p.packed.rows, recompute=recompute, dequantise=p.packed.dequantise)
+        self.tokens_kept = needs.tokens_kept(memory, dequantise=self.plan.dequantise)
         self.rows = self.plan.rows
-        self.collator = partial(pack, longest=p.max_length)
+        self.collator = partial(pack, longest=longest)
         self.arguments = {
             "per_device_train_batch_size": self.plan.rows,
-            "gradient_accumulation_steps": p.per_device_batch * p.accumulation // self.plan.rows,
+            "gradient_accumulation_steps": batch // self.plan.rows,
             "gradient_checkpointing": self.plan.recompute,
-            "loss_type": "chunked_nll",
         }
         measures.note(rows=self.plan.rows, recompute=self.plan.recompute, dequantised=self.plan.dequantise)
+
+    def keeps(self, tokens: int) -> bool:
+        """Whether a micro-batch of so many tokens fits with all that its layers computed."""
+        return tokens <= self.tokens_kept if self.p.recompute is None else not self.p.recompute
 
     def prepare(self, model):
         """The base, before it gets its adapter, with attention by rows and a loss that is made in pieces."""
@@ -88,22 +106,13 @@ class PackedRows:
 
 def layout(p, base: Path, scratch: Path, *, nf4: bool = False) -> Padded | PackedRows:
     """How the rows of sft or qlora lie in memory; to be asked before anything is on the GPU."""
-    return PackedRows(p, base, scratch, nf4=nf4) if p.packed else Padded(p)
+    return PackedRows(p, base, scratch, rank=p.lora.rank, longest=p.max_length, nf4=nf4) if p.packed else Padded(p)
 
 
-def _plan(p, base: Path, nf4: bool) -> Plan:
+def _memory_gib() -> float:
     import torch
 
-    if p.backend != "transformers":
-        raise InputError("params.yaml: packed rows need backend: transformers: unsloth packs in its own way; or set packed to null")
-    batch = p.per_device_batch * p.accumulation
-    if p.packed.rows and batch % p.packed.rows:
-        raise InputError(f"params.yaml: packed.rows: {p.packed.rows} does not divide the batch of {batch} (per_device_batch x accumulation)")
-    memory = p.packed.memory_gib
-    if memory is None:
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else float("inf")
-    needs = Needs(Shape.read(base), rank=p.lora.rank, nf4=nf4, width=4 if p.precision == "fp32" else 2, longest=p.max_length, chunk=CHUNK)
-    return choose(needs, batch, memory, rows=p.packed.rows, recompute=p.packed.recompute, dequantise=p.packed.dequantise)
+    return torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else float("inf")
 
 
 def pack(rows: Sequence[dict[str, list[int]]], *, longest: int) -> dict[str, Any]:
@@ -173,9 +182,9 @@ def answer_loss(hidden_states, lm_head_weight, chunk_size, labels, num_items_in_
     """
     import torch
 
-    labels = labels[0, 1:]
+    (hidden,), (labels,) = hidden_states[:, :-1], labels[:, 1:]
     places = (labels != IGNORED).nonzero()[:, 0]
-    loss, correct, entropy = _chunked_loss().apply(hidden_states[0, :-1], lm_head_weight, labels[places], places, compiled)
+    loss, correct, entropy = _chunked_loss().apply(hidden, lm_head_weight, labels[places], places, compiled)
     counted = torch.tensor(len(places), device=loss.device)
     return loss / (max(len(places), 1) if num_items_in_batch is None else num_items_in_batch), correct, entropy, counted
 

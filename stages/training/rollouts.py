@@ -1,20 +1,25 @@
 """Rollouts by vLLM beside the trainer, in one process on one GPU; the engine gets the adapter and nothing else.
 
 trl's own way merges the adapter into the base, copies every weight over and takes the adapter out again, and in 16 bits
-the frozen base drifts with each such step (trl issue 5975). Here the engine reads the adapter from a folder under a new
-name each step, so that nothing cached of an older adapter is taken for the new one's, and can lend the trainer its base.
+the frozen base drifts with each such step (trl issue 5975). Here the trainer's base is never touched. `merged`: the engine's own
+weights become base plus adapter, each step anew from the trainer's base, where they lie, so that its CUDA graphs see them. Else
+the engine reads the adapter from a folder under a new name each step, so that nothing cached of an older adapter is taken for
+the new one's, and can lend the trainer its base: slower, and without a second copy of the weights.
 """
 
 import hashlib
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from stages.inference.vllm_engine import Vllm, start_vllm
+from stages.training.logprobs import packed_logprobs
 from stages.training.models import DTYPES, Precision
+from stages.training.packing import PackedRows
 
 ADAPTER_RANKS = (8, 16, 32, 64, 128, 256)  # that vLLM has room for (vllm.config.lora.MaxLoRARanks)
 BATCHED_TOKENS = 4096  # that a step of the engine computes at once; more would take memory from the trainer
@@ -24,6 +29,7 @@ class Rollouts(Vllm):
     """Who samples the completions: transformers anywhere, vllm on a CUDA GPU."""
 
     engine: Literal["transformers", "vllm"]
+    merged: bool  # vllm: add the adapter into weights of the engine's own, which takes as much memory as the base and half as long
     importance_correction: bool  # vllm: weigh each completion by how likely the trainer's own arithmetic finds it
     importance_cap: float = Field(gt=1)  # weights above it leave the whole completion out of the loss
 
@@ -40,14 +46,17 @@ class VllmRollouts:
         model's own distribution, not of what temperature and cuts make of it. scratch: a folder for the adapter.
         """
         self.adapter = scratch.resolve() / "rollouts"
+        self.merged: list[_Merged] = []
+        beside = {} if p.merged else {
+            "enable_lora": True, "max_lora_rank": next(size for size in ADAPTER_RANKS if size >= rank),
+        }  # fmt: skip
         self.llm = start_vllm(
             base,
             p,
             dtype=DTYPES[precision],
-            enable_lora=True,
-            max_lora_rank=next(size for size in ADAPTER_RANKS if size >= rank),
+            **beside,
+            requests=requests,
             max_model_len=max_length,
-            max_num_seqs=requests,
             max_num_batched_tokens=max(BATCHED_TOKENS, max_length),
             logprobs_mode="raw_logprobs" if raw else "processed_logprobs",
             generation_config="vllm",  # stop tokens are named below
@@ -60,21 +69,38 @@ class VllmRollouts:
         """
         import torch
 
-        packing, held = self.llm.apply_model(_weights)[0]
-        taken: dict[str, int] = {}  # rows of each of the engine's weights that the trainer's own names have used so far
+        rows_of = self._rows()
         for name, weight in model.named_parameters():
             if weight.requires_grad:
                 continue
-            *path, module, kind = name.removeprefix("base_model.model.").replace(".base_layer", "").split(".")
-            packed = next((whole for whole, parts in packing.items() if module in parts), module)
-            place = ".".join((*path, packed, kind))
-            start = taken.get(place, 0)
-            taken[place] = start + len(weight)
-            lent = held[place][start : start + len(weight)]
+            lent = rows_of(name, len(weight))
             if not torch.equal(lent, weight.to(lent.device)):
                 raise RuntimeError(f"vLLM holds another {name} than the trainer")
             weight.data = lent
         model.to("cuda")
+
+    def merge_into(self, model) -> None:
+        """Takes note of where the adapter of each of the model's linear layers goes in the engine."""
+        rows_of = self._rows()
+        for name, layer in model.named_modules():
+            if hasattr(layer, "lora_A") and "default" in layer.lora_A:
+                base = layer.base_layer.weight
+                self.merged.append(_Merged(rows_of(f"{name}.weight", len(base)), base, layer))
+
+    def _rows(self):
+        """A function from a name of the trainer's and its number of rows to those rows in the engine, each to be asked for once, in order."""
+        packing, held = self.llm.apply_model(_weights)[0]
+        taken: dict[str, int] = {}  # rows of each of the engine's weights that the trainer's own names have used so far
+
+        def rows_of(name: str, count: int):
+            *path, module, kind = name.removeprefix("base_model.model.").replace(".base_layer", "").split(".")
+            packed = next((whole for whole, parts in packing.items() if module in parts), module)
+            place = ".".join((*path, packed, kind))
+            start = taken.get(place, 0)
+            taken[place] = start + count
+            return held[place][start : start + count]
+
+        return rows_of
 
     def generate(self, prompts: Sequence[Sequence[int]], model, *, step: int, seed: int, stop: int, **sampling):
         """One completion for each prompt (token ids), with the log-probability of each of its tokens in nats.
@@ -83,10 +109,8 @@ class VllmRollouts:
         and a second run draws the same. `sampling`: max_tokens, temperature, top_p, top_k, min_p.
         """
         from vllm import SamplingParams
-        from vllm.lora.request import LoRARequest
 
-        shutil.rmtree(self.adapter, ignore_errors=True)
-        model.save_pretrained(self.adapter, selected_adapters=["default"])
+        request = self._bring(model, step)
         asked = [
             SamplingParams(
                 seed=_seed(seed, step, place), stop_token_ids=[stop], ignore_eos=True, logprobs=0, detokenize=False, **sampling
@@ -97,7 +121,7 @@ class VllmRollouts:
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],
             asked,
             use_tqdm=False,
-            lora_request=LoRARequest(f"step-{step}", step + 1, str(self.adapter)),
+            lora_request=request,
         )
         drawn = [output.outputs[0] for output in outputs]
         ids = [list(output.token_ids) for output in drawn]
@@ -107,10 +131,41 @@ class VllmRollouts:
         ]
         return ids, logprobs
 
+    def _bring(self, model, step: int):
+        """The adapter as it stands into the engine; returns what to ask for it with, if anything."""
+        if self.merged:
+            for each in self.merged:
+                each.add()
+            if not self.llm.reset_prefix_cache():
+                raise RuntimeError("vLLM kept what an older adapter had computed")
+            return None
+        from vllm.lora.request import LoRARequest
+
+        shutil.rmtree(self.adapter, ignore_errors=True)
+        model.save_pretrained(self.adapter, selected_adapters=["default"])
+        return LoRARequest(f"step-{step}", step + 1, str(self.adapter))
+
     def close(self) -> None:
         """Ends the engine, and with it the memory that it lends."""
         self.llm.llm_engine.engine_core.shutdown()
-        del self.llm
+        del self.llm, self.merged
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """Rows of an engine's weight, the trainer's base for them, and the layer that holds their adapter."""
+
+    rows: Any
+    base: Any
+    layer: Any
+
+    def add(self) -> None:
+        """Writes base plus adapter, summed in 32 bits and rounded once."""
+        import torch
+
+        with torch.no_grad():
+            a, b = (self.layer.get_submodule(part)["default"].weight.to(self.base.dtype) for part in ("lora_A", "lora_B"))
+            torch.addmm(self.base, b, a, alpha=self.layer.scaling["default"], out=self.rows)
 
 
 def _seed(seed: int, step: int, place: int) -> int:
@@ -124,14 +179,17 @@ def _weights(model):
 
 
 def rollout_trainer():
-    """trl's GRPOTrainer as a class that leaves the sampling to its `rollouts` where it has been given any.
+    """trl's GRPOTrainer as a class that leaves the sampling to its `rollouts`, and completions unpadded to its `packing`, if given any.
 
-    trl then weighs the tokens as its arguments say: they were drawn by other arithmetic than the trainer's.
+    trl weighs sampled tokens as its arguments say: they were drawn by other arithmetic than the trainer's.
     """
+    import torch
     from trl import GRPOTrainer
 
     class RolloutTrainer(GRPOTrainer):
         rollouts: VllmRollouts | None = None
+        packing: PackedRows | None = None
+        known = None  # token ids, log-probabilities and entropies that the loss will ask for again
 
         def _generate_single_turn(self, prompt_ids, *others, **more):
             if self.rollouts is None:
@@ -148,6 +206,48 @@ def rollout_trainer():
                 top_p=self.top_p,
                 top_k=self.top_k or 0,
                 min_p=self.min_p or 0.0,
+            )
+
+        def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **others):
+            """As trl's, for packed rows without padding.
+
+            To weigh what vLLM drew, trl asks for log-probabilities before the update, and in it once more. Where the update is of all
+            completions at once, and the first, they are the same: what the first time computed is kept for the loss.
+            """
+            if self.packing is None:
+                return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, batch_size, **others)
+            if self.known is not None:
+                before, *figures = self.known
+                self.known = None
+                order = (input_ids[:, None] == before[None]).all(-1).int().argmax(1)  # trl shuffles the rows
+                return *(figure[order] for figure in figures), None
+            keeps = self.packing.keeps(int(attention_mask.sum()))
+            once = (
+                keeps and self.model.training and not torch.is_grad_enabled() and self.beta == 0
+                and self.num_iterations == self.args.steps_per_generation == 1
+            )  # fmt: skip
+            parts = zip(input_ids.split(batch_size or len(input_ids)), attention_mask.split(batch_size or len(input_ids)), strict=True)
+            with torch.set_grad_enabled(torch.is_grad_enabled() or once), self.accelerator.autocast():
+                found = [self._packed(model, *part, logits_to_keep, recompute=not keeps) for part in parts]
+                logprobs, entropies = (torch.cat(each) for each in zip(*found, strict=True))
+            if once:
+                self.known = input_ids, logprobs, entropies
+                logprobs = logprobs.detach()
+            return logprobs, entropies, None
+
+        def _packed(self, model, input_ids, attention_mask, kept, *, recompute):
+            base = self.accelerator.unwrap_model(model).get_base_model()
+            for layer in base.get_decoder().layers:
+                layer.gradient_checkpointing = recompute and torch.is_grad_enabled()
+            return packed_logprobs(
+                base.get_decoder(),
+                base.get_output_embeddings().weight,
+                input_ids,
+                attention_mask,
+                kept,
+                temperature=self.temperature,
+                longest=self.packing.longest,
+                compiled=self.packing.p.compile,
             )
 
     return RolloutTrainer

@@ -65,7 +65,7 @@ def test_packed_gradients_are_as_near_the_exact_ones_as_padded(place):
         backend = Transformers(precision)
         base = backend.load_base(place / "base")
         if packed:
-            base = PackedRows(p, place / "base", place / "packing-scratch", nf4=False).prepare(base)
+            base = PackedRows(p, place / "base", place / "packing-scratch", rank=p.lora.rank, longest=p.max_length, nf4=False).prepare(base)
         torch.manual_seed(0)
         model = backend.new_adapter(base, p.lora)
         torch.manual_seed(1)

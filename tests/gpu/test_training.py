@@ -67,7 +67,7 @@ def test_grpo_by_vllm_comes_again_and_its_completions_differ_within_a_group(trai
 
 def test_grpo_trains_in_every_way_of_holding_base_and_engine(train):
     """The stage itself fails where the frozen base is another after training."""
-    rollouts = {"engine": "vllm", "kv_cache_gib": 2.0, "cuda_graphs": False, "importance_correction": True, "importance_cap": 3.0}
+    rollouts = {"engine": "vllm", "merged": False, "kv_cache_gib": 2.0, "cuda_graphs": False, "importance_correction": True, "importance_cap": 3.0}
     runs = {
         "hf": {"rollouts": {**rollouts, "engine": "transformers"}},
         "nf4": {"nf4": True, "rollouts": rollouts},
@@ -90,7 +90,7 @@ def test_the_engine_does_not_change_what_the_trainer_computes(place):
     tokens = torch.randint(model.config.vocab_size, (2, 200), generator=torch.Generator().manual_seed(0)).cuda()
     with torch.inference_mode():
         before = model(tokens).logits
-        engine = start_vllm(place / "base", Vllm(kv_cache_gib=1.0, cuda_graphs=False), dtype="bfloat16", max_model_len=512)
+        engine = start_vllm(place / "base", Vllm(kv_cache_gib=1.0, cuda_graphs=False), requests=1, dtype="bfloat16", max_model_len=512)
         after = model(tokens).logits
     engine.llm_engine.engine_core.shutdown()
     assert (after - before).norm() / before.norm() < 1e-4

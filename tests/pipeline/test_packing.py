@@ -13,6 +13,8 @@ from tests.pipeline.conftest import assert_one_sentence
 
 WRITTEN = {"rows": 8, "recompute": False, "dequantise": False, "compile": False, "memory_gib": None}
 
+ROWS = {"rank": 16, "longest": 256, "nf4": False}
+
 
 @pytest.fixture(scope="module")
 def gradients(small, tmp_path_factory):
@@ -30,13 +32,13 @@ def gradients(small, tmp_path_factory):
     def of(packed, rows):
         set_seed(0)
         scratch = tmp_path_factory.mktemp("packing")
-        layout = PackedRows(p.model_copy(update={"packed": Packed(**packed)}), small / "base", scratch, nf4=False) if packed else Padded(p)
+        layout = PackedRows(p.model_copy(update={"packed": Packed(**packed)}), small / "base", scratch, **ROWS) if packed else Padded(p)
         model = Transformers("fp32").new_adapter(layout.prepare(Transformers("fp32").load_base(small / "base")), p.lora)
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.data.normal_(std=0.02)  # untrained it is nought, and the other half has no gradient
         config = SFTConfig(output_dir=str(scratch), assistant_only_loss=True, use_cpu=True, bf16=False, report_to="none", max_length=256,
-                           **{"gradient_checkpointing": False, **layout.arguments, "per_device_train_batch_size": rows})  # fmt: skip
+                           loss_type=layout.loss_type, **{"gradient_checkpointing": False, **layout.arguments, "per_device_train_batch_size": rows})  # fmt: skip
         trainer = SFTTrainer(model=model, args=config, processing_class=tokenizer, data_collator=layout.collator,
                              train_dataset=dataset(small / "mix/sft/train.jsonl", ("messages",)))  # fmt: skip
         batch = next(iter(trainer.get_train_dataloader()))
@@ -67,7 +69,7 @@ def test_no_row_sees_another(small, tmp_path):
     from stages.training.models import Transformers
 
     packed = section(small / "params.yaml", read_params(small / "params.yaml"), "sft", Params).model_copy(update={"packed": Packed(**WRITTEN)})
-    model = PackedRows(packed, small / "base", tmp_path, nf4=False).prepare(Transformers("fp32").load_base(small / "base")).eval()
+    model = PackedRows(packed, small / "base", tmp_path, **ROWS).prepare(Transformers("fp32").load_base(small / "base")).eval()
     draw = torch.Generator().manual_seed(0)
     first, second, third = (torch.randint(5, 200, (length,), generator=draw).tolist() for length in (17, 40, 3))
 
@@ -96,6 +98,96 @@ def test_a_packed_run_goes_as_a_padded_one_and_comes_again(small):
     assert again == packed
     weights = [(small / f"{name}-adapter/adapter_model.safetensors").read_bytes() for name in ("packed", "again")]
     assert weights[0] == weights[1]
+
+
+@pytest.fixture(scope="module")
+def rollouts(small, tmp_path_factory):
+    """grpo's trainer on the small sft adapter, with or without packing, and completions in padded rows."""
+    import torch
+    from trl import GRPOConfig
+
+    from stages.training.models import Transformers, load_tokenizer
+    from stages.training.rollouts import rollout_trainer
+
+    p = section(small / "params.yaml", read_params(small / "params.yaml"), "sft", Params).model_copy(update={"packed": Packed(**WRITTEN)})
+    tokenizer = load_tokenizer(small / "base", small / "mix/grpo/chat_template.jinja", ends_with=TURN_END)
+    made = []
+    for packed in (False, True):
+        scratch = tmp_path_factory.mktemp("rollouts")
+        packing = PackedRows(p, small / "base", scratch, **ROWS) if packed else None
+        base = Transformers("fp32").load_base(small / "base")
+        model = Transformers("fp32").held_adapter(packing.prepare(base) if packing else base, small / "sft")
+        config = GRPOConfig(output_dir=str(scratch), use_cpu=True, bf16=False, report_to="none", temperature=0.9, beta=0.0, num_generations=4,
+                            per_device_train_batch_size=8, gradient_accumulation_steps=1, gradient_checkpointing=False)  # fmt: skip
+        made.append(rollout_trainer()(model=model, reward_funcs=[lambda completions, **_: [0.0] * len(completions)], args=config,
+                                      train_dataset=dataset(small / "mix/grpo/train.jsonl", ("prompt", "answer")), processing_class=tokenizer))  # fmt: skip
+        made[-1].packing = packing
+        made[-1].model.train()
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 200, (8, 60), generator=draw)
+    mask = torch.ones_like(ids)
+    for row in range(8):
+        mask[row, : row * 3] = 0  # prompts are padded on the left
+        mask[row, 60 - row * 4 :] = 0  # completions on the right
+    return made, ids, mask, 35
+
+
+def test_completions_without_padding_have_trls_log_probabilities_entropies_and_gradients(rollouts):
+    (padded, packed), ids, mask, kept = rollouts
+    found = []
+    for trainer in (padded, packed):
+        logprobs, entropies, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, kept, compute_entropy=True)
+        there = mask[:, -kept:].bool()
+        (logprobs * there * ids[:, -kept:].cos()).sum().backward()  # any weights that differ by token
+        found.append((logprobs[there], entropies[there], _gradient(trainer)))
+        assert logprobs.shape == (8, kept)
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+def test_what_the_samplers_correction_computed_is_what_the_loss_gets_of_shuffled_rows(rollouts):
+    import torch
+
+    (_, packed), ids, mask, kept = rollouts
+    fresh, entropies, _ = packed._get_per_token_logps_and_entropies(packed.model, ids, mask, kept)
+    (fresh * ids[:, -kept:].cos()).sum().backward()
+    expected = _gradient(packed)
+    with torch.no_grad():
+        before, _, _ = packed._get_per_token_logps_and_entropies(packed.model, ids, mask, kept)
+    assert not before.requires_grad and torch.equal(before, fresh) and packed.known is not None
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    again, their_entropies, _ = packed._get_per_token_logps_and_entropies(packed.model, ids[order], mask[order], kept)
+    assert packed.known is None
+    assert torch.equal(again, fresh[order]) and torch.equal(their_entropies, entropies[order])
+    (again * ids[order][:, -kept:].cos()).sum().backward()
+    gradient = _gradient(packed)
+    assert (gradient - expected).norm() < 1e-6 * expected.norm()
+
+
+def _gradient(trainer):
+    import torch
+
+    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    gradient = torch.cat([weight.grad.flatten() for weight in weights])
+    for weight in weights:
+        weight.grad = None
+    return gradient
+
+
+def test_packed_grpo_goes_as_padded_grpo(small):
+    rows = []
+    for name, packed in (("padded-grpo", None), ("packed-grpo", {**WRITTEN, "rows": None, "recompute": None})):
+        small.set_params({"grpo.packed": packed})
+        small.do("grpo", base="base", adapter="sft", mix="mix", out=name, out_curve=f"{name}.csv")
+        with (small / f"{name}.csv").open() as file:
+            rows.append(list(csv.DictReader(file)))
+    small.set_params({})
+    padded, packed = rows
+    assert len(packed) == len(padded) == 4
+    for name in ("loss", "grad_norm", "entropy"):
+        values = [[float(row[name]) for row in each] for each in (packed, padded)]
+        assert values[0][0] == pytest.approx(values[1][0], rel=1e-3, abs=1e-5), name
+    assert packed[0]["reward"] == padded[0]["reward"]
 
 
 def test_rows_that_do_not_divide_the_batch_are_refused(small):
