@@ -54,17 +54,17 @@ def main() -> None:
         os.chdir(folder)
         make_tables(ROWS, TOKENS)
         sources = YAML(typ="safe").load(Path("params.yaml"))["fetch"]["sources"]
-        values = _params(chosen, chosen.backend[0], sources)
+        values = write_params(chosen, chosen.backend[0], sources)
         make_tokenizer(chosen.vocabulary)
         make_base(values["base_model"]["architecture"], chosen.shrink)
         Path("teacher").mkdir()
         for stage in ("prepare-mix", "preference-pairs"):
-            _run(stage, chosen, check=True)
+            run_alone(stage, chosen, check=True)
         for backend in chosen.backend:
-            values = _params(chosen, backend, sources)
+            values = write_params(chosen, backend, sources)
             for method in METHODS:
                 if method in chosen.only:
-                    results.append(_row(method, chosen, values[method]))
+                    results.append(row_of(method, chosen, values[method]))
                     print(json.dumps(results[-1]), flush=True)
                     if chosen.json:  # what there is so far, should a later method be cut off
                         chosen.json.write_text(json.dumps({"command": sys.argv[1:], "methods": results}, indent=2) + "\n")
@@ -89,7 +89,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _params(chosen: argparse.Namespace, backend: str, sources: dict) -> dict:
+def write_params(chosen, backend: str, sources: dict) -> dict:
     """Writes params.yaml: the profile, fetched from local tables, with so many steps by this backend."""
     yaml = YAML(typ="safe")
     values = yaml.load((ROOT / f"params/{chosen.profile}.yaml").read_text(encoding="utf-8"))
@@ -132,7 +132,7 @@ def make_base(size: dict, shrink: bool) -> None:
     model.save_pretrained("base")
 
 
-def _run(stage: str, chosen: argparse.Namespace, check: bool = False) -> subprocess.CompletedProcess:
+def run_alone(stage: str, chosen, check: bool = False) -> subprocess.CompletedProcess:
     """A stage in a process of its own, below the limit."""
     shutil.rmtree("scratch", ignore_errors=True)
     for folder in ("checkpoints", "tmp"):
@@ -200,12 +200,12 @@ def run_stage(turing: bool, arguments: list[str]) -> int:
     return enter(arguments)
 
 
-def _row(method: str, chosen: argparse.Namespace, values: dict) -> dict:
+def row_of(method: str, chosen, values: dict) -> dict:
     """What a method took; or why it did not end."""
     about = {"method": method, "backend": values["backend"], "precision": values["precision"]}
     try:
         with room_of(chosen.gib) as used:
-            done = _run(method, chosen)
+            done = run_alone(method, chosen)
     except subprocess.TimeoutExpired:
         return about | {"end": f"longer than {TIME_LIMIT} s"}
     if done.returncode:
@@ -223,6 +223,7 @@ def _row(method: str, chosen: argparse.Namespace, values: dict) -> dict:
         "peak_gpu_memory_mib": record.get("peak_gpu_memory_mib", ""),
         **used,
         "tokens_per_second": round(record["tokens"] / seconds) if "tokens" in record else "",
+        "update_seconds": record.get("update_seconds", ""),
         "steady_tokens_per_second": round(record["tokens"] / record["steps"] / record["update_seconds"]) if "tokens" in record else "",
         "plan": f"{record['rows']} rows, recompute {record['recompute']}, dequantised {record['dequantised']}" if "rows" in record else "",
         "level": record.get("level", "bitwise"),
