@@ -38,6 +38,7 @@ INPUTS = {
     "qlora": {"base": "base", "mix": "mix"},
     "orpo": {"base": "base", "pairs": "pairs"},
     "grpo": {"base": "base", "mix": "mix", "adapter": "sft"},
+    "eval": {"model": "base", "mix": "mix", "out_metrics": "metrics.json", "out_predictions": "predictions.jsonl"},
 }
 ROWS = 0.02  # of the published sizes: enough for the updates here
 TOKENS = 1500  # of the shortest long rows: sft takes rows that fit its 2,048 whole, so some must
@@ -137,9 +138,8 @@ def run_alone(stage: str, chosen, check: bool = False) -> subprocess.CompletedPr
     shutil.rmtree("scratch", ignore_errors=True)
     for folder in ("checkpoints", "tmp"):
         Path("scratch", folder).mkdir(parents=True)
-    paths = {"out": stage, "out_curve": f"{stage}.csv", **INPUTS[stage]}
-    if stage not in METHODS:
-        del paths["out_curve"]
+    outs = {"out": stage, "out_curve": f"{stage}.csv"} if stage in METHODS else {} if stage == "eval" else {"out": stage}
+    paths = {**outs, **INPUTS[stage]}
     options = [part for name, path in paths.items() for part in (f"--{name.replace('_', '-')}", path)]
     command = [sys.executable, __file__, "stage", str(int(chosen.turing)), stage, "--scratch", "scratch", "--local-files", "local", *options]
     home = str(Path("scratch/tmp").absolute())

@@ -5,6 +5,7 @@ A model that carries a chat template is asked with it. The base carries none: it
 With `n_samples` above 1 each question is also answered so many times at a temperature, for pass@k and maj@k.
 """
 
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -57,7 +58,9 @@ def run(p: Params, *, model: Path, mix: Path, out_metrics: Path, out_predictions
     }  # fmt: skip
 
     greedy = Sampling(p.max_new_tokens)
+    started = time.monotonic()
     answers = {name: ask(engine, name, template, test, greedy) for name, template in templates.items()}
+    measures.note(answering_seconds=round(time.monotonic() - started, 2))
     judged = {name: judge_all(rows, test) for name, rows in answers.items()}
     scores = {name: model_scores(found, seed=p.seed) for name, found in judged.items()}
     best = max(scores, key=lambda name: scores[name]["pass_at_1"])

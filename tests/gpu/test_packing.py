@@ -7,10 +7,9 @@ import pytest
 
 from stages.training.checkpoints import SEAL
 from tests.gpu.conftest import UPDATES, beside, inputs
-from tests.gpu.test_training import TOLERANCE, adapter, column, falls
+from tests.gpu.test_training import PACKED, TOLERANCE, adapter, column, falls
 
 pytestmark = pytest.mark.gpu
-PACKED = {"rows": None, "recompute": None, "dequantise": None, "compile": True, "memory_gib": None}
 WAYS = {
     "compiled": PACKED,
     "again": PACKED,
@@ -47,6 +46,15 @@ def test_a_killed_packed_run_goes_on_to_the_same_bytes(place, train):
     assert adapter(run.folder) == adapter(whole)
 
 
+def test_packed_grpo_comes_again_and_earns_what_padded_grpo_earns(train):
+    padded, packed, again = train("grpo", {"beside-packed": {}, "packed": {"packed": PACKED}, "packed-again": {"packed": PACKED}})
+    assert adapter(again) == adapter(packed)
+    assert (again / "curve.csv").read_bytes() == (packed / "curve.csv").read_bytes()
+    assert column(packed, "reward")[0] == column(padded, "reward")[0]  # drawn before the first update
+    for name in ("grad_norm", "entropy"):
+        assert column(packed, name)[0] == pytest.approx(column(padded, name)[0], rel=0.1), name
+
+
 def test_packed_gradients_are_as_near_the_exact_ones_as_padded(place):
     """Against 32 bits, one batch of 8 rows: what packing changes is less than what 16 bits do."""
     import torch
@@ -71,7 +79,7 @@ def test_packed_gradients_are_as_near_the_exact_ones_as_padded(place):
         torch.manual_seed(1)
         for name, weight in model.named_parameters():
             if weight.requires_grad:
-                weight.data = torch.randn(weight.shape) .to("cuda") * 0.02
+                weight.data = torch.randn(weight.shape).to("cuda") * 0.02
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
             decoder, head = model.get_base_model().model, model.get_base_model().lm_head.weight
             if packed:

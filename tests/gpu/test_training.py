@@ -15,6 +15,7 @@ from tests.gpu.conftest import UPDATES, beside, inputs
 from tests.pipeline.test_methods import digest
 
 pytestmark = pytest.mark.gpu
+PACKED = {"rows": None, "recompute": None, "dequantise": None, "compile": True, "memory_gib": None}
 SUPERVISED = ("sft", "qlora", "orpo")
 TOLERANCE = 0.02  # relative, and in nats near nothing: sums are taken in other orders in 16 bits, and updates carry that on
 
@@ -74,6 +75,9 @@ def test_grpo_trains_in_every_way_of_holding_base_and_engine(train):
         "unsloth": {"backend": "unsloth", "rollouts": rollouts},
         "fp16": {"precision": "fp16", "rollouts": rollouts},
         "kl": {"beta": 0.01, "rollouts": rollouts},
+        "merged": {"rollouts": {**rollouts, "merged": True}},
+        "packed": {"packed": PACKED, "rollouts": {**rollouts, "merged": True}},
+        "packed-in-parts": {"packed": {**PACKED, "rows": 8, "compile": False}, "rollouts": rollouts},
     }
     for folder in train("grpo", runs):
         assert len(column(folder, "reward")) == 6, folder

@@ -1,0 +1,60 @@
+"""How long the whole test set takes by vLLM at the shape of the report's model, and several models one after another.
+
+    python benchmarks/eval_speed.py VOCABULARY --models 5 --json FILE
+
+The stage eval answers 1,319 questions greedily with 256 tokens each: weights are random, so that no answer ends before. Each model is a
+process of its own, as in the graph, and starts its own engine. --set eval.batch_size=660 ... changes parameters of report-h200.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from prepare_mix import make_tables, make_tokenizer
+from report_shape import ROWS, make_base, run_alone, write_params
+from ruamel.yaml import YAML
+from training_speed import gpu
+
+TOKENS = 256  # of an answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("vocabulary", type=lambda text: Path(text).absolute())
+    parser.add_argument("--models", type=int, default=5)
+    parser.add_argument("--set", nargs="+", default=[], dest="changes", metavar="KEY=VALUE")
+    parser.add_argument("--shrink", action="store_true", help="a model of a few weights, to try this script")
+    parser.add_argument("--json", type=lambda text: Path(text).absolute())
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        make_tables(ROWS, TOKENS)
+        sources = YAML(typ="safe").load(Path("params.yaml"))["fetch"]["sources"]
+        changes = ["eval.engine=vllm", f"eval.max_new_tokens={TOKENS}", "eval.subset=null", *asked.changes]
+        chosen = SimpleNamespace(profile="report-h200", steps=1, turing=False, gib=0, changes=changes, backend="transformers")
+        values = write_params(chosen, "transformers", sources)
+        make_tokenizer(asked.vocabulary)
+        make_base(values["base_model"]["architecture"], asked.shrink)
+        run_alone("prepare-mix", chosen, check=True)
+        Path("base/chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")  # one way to ask
+        models, started = [], time.monotonic()
+        for _ in range(asked.models):
+            begun = time.monotonic()
+            run_alone("eval", chosen, check=True)
+            record = json.loads(Path("scratch/stage.json").read_text())
+            row = {"whole_seconds": round(time.monotonic() - begun, 1), "answering_seconds": record["answering_seconds"], "tokens": record["tokens"]}
+            models.append(row | {"level": record.get("level", "bitwise"), "tokens_per_second": round(row["tokens"] / row["answering_seconds"])})
+            print(json.dumps(models[-1]), flush=True)
+        figures = {"command": sys.argv[1:], "gpu": gpu(), "all_seconds": round(time.monotonic() - started, 1), "models": models}
+    print(json.dumps(figures["all_seconds"]))
+    if asked.json:
+        asked.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
