@@ -10,6 +10,8 @@ from pydantic import Field
 
 from stages.corpus.tokenizer_files import marks_of
 from stages.training.models import Lora, load_tokenizer
+from stages.training.packing import Packed, PackedRows
+from stages.training.pairs import pair_trainer
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
 
@@ -19,19 +21,22 @@ class Params(Optimisation):
     lora: Lora
     beta: float = Field(gt=0)  # weight of the odds-ratio term
     max_length: int = Field(gt=0)  # tokens of prompt and answer; preference-pairs drops longer pairs
+    packed: Packed | None  # null: pairs are padded; a row is both answers of a pair
 
 
 def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
     """Writes the adapter with its tokenizer, and the training curve."""
     backend = begin(p, p.max_length, checkpoints)
-    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+    packing = PackedRows(p, base, checkpoints, rank=p.lora.rank, longest=2 * p.max_length, nf4=False) if p.packed else None
+    from trl.experimental.orpo import ORPOConfig
 
-    model = backend.new_adapter(backend.load_base(base), p.lora)
+    model = backend.load_base(base)
+    model = backend.new_adapter(packing.prepare(model) if packing else model, p.lora)
     tokenizer = load_tokenizer(base, pairs / "chat_template.jinja", ends_with=marks_of(base).text_end)
-    trainer = ORPOTrainer(
+    trainer = pair_trainer()(
         model=model,
         args=ORPOConfig(
-            **arguments(p, checkpoints),
+            **arguments(p, checkpoints) | (packing.arguments if packing else {}),
             beta=p.beta,
             max_length=p.max_length,
             remove_unused_columns=False,
@@ -39,4 +44,5 @@ def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out
         train_dataset=dataset(pairs / "train.jsonl", ("prompt", "chosen", "rejected")),
         processing_class=tokenizer,
     )
+    trainer.packing, trainer.together = packing, p.per_device_batch
     train("orpo", trainer, base=base, checkpoints=checkpoints, out=out, out_curve=out_curve)

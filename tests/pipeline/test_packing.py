@@ -190,6 +190,26 @@ def test_packed_grpo_goes_as_padded_grpo(small):
     assert packed[0]["reward"] == padded[0]["reward"]
 
 
+def test_packed_orpo_is_padded_orpo_whatever_is_computed_at_once(small):
+    """Its likelihood term is a mean over the tokens of each micro-batch; computing four of them at once changes no mean."""
+    curves = []
+    for name, changes in (("padded", {"orpo.per_device_batch": 2, "orpo.accumulation": 4}),
+                          ("packed", {"orpo.per_device_batch": 2, "orpo.accumulation": 4, "orpo.packed": WRITTEN}),
+                          ("again", {"orpo.per_device_batch": 2, "orpo.accumulation": 4, "orpo.packed": {**WRITTEN, "rows": 4, "recompute": True}})):  # fmt: skip
+        small.set_params(changes)
+        small.do("orpo", base="base", pairs="pairs", out=f"{name}-orpo", out_curve=f"{name}-orpo.csv")
+        with (small / f"{name}-orpo.csv").open() as file:
+            curves.append(list(csv.DictReader(file)))
+    small.set_params({})
+    for packed in curves[1:]:
+        assert len(packed) == len(curves[0]) == 8
+        for name in ("loss", "grad_norm", "nll_loss", "log_odds_chosen", "rewards.margins", "logps.chosen"):
+            # the seventh update ends the epoch with 6 pairs of 8; what is logged beside its loss is a plain mean of its micro-batches
+            steps = slice(None) if name in ("loss", "grad_norm") else slice(6)
+            values = [[float(row[name]) for row in each[steps]] for each in (packed, curves[0])]
+            assert values[0] == pytest.approx(values[1], rel=2e-3, abs=1e-5), name
+
+
 def test_rows_that_do_not_divide_the_batch_are_refused(small):
     small.set_params({"sft.packed": {**WRITTEN, "rows": 3}})
     refused = small.run("sft", base="base", mix="mix", out="refused", out_curve="refused.csv")
