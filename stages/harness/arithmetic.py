@@ -23,7 +23,7 @@ def use_portable_arithmetic() -> None:
         return
     import torch
 
-    linear = torch.ops.mkldnn._linear_pointwise
+    linear = torch.ops.mkldnn._linear_pointwise.default
     mm_out, addmm_out, sqrt_out = torch.ops.aten.mm.out, torch.ops.aten.addmm.out, torch.ops.aten.sqrt.out
 
     def suits(*matrices) -> bool:
