@@ -1,6 +1,7 @@
 """Work on many rows spread over processes; the results come in the rows' order, so their number changes nothing."""
 
 import gc
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from multiprocessing import get_context
@@ -8,8 +9,8 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-CHUNK = 64  # rows handed to a process at once
-FEW = 512  # rows from which starting processes pays
+CHUNK = 64  # rows handed to a process at once, where a row is little work
+FEW = 512  # such rows from which starting processes pays
 
 _work: tuple[Callable[[Any], Any], Sequence[Any]] | None = None  # what forked processes find without its being sent
 
@@ -19,26 +20,43 @@ def in_order(function: Callable[[Item], Result], rows: Sequence[Item], workers: 
 
     The processes work ahead while the caller goes through the rows, and stop when it does.
     """
-    if workers < 2 or len(rows) < FEW:
+    return _spread(function, rows, workers if len(rows) >= FEW else 1, CHUNK)
+
+
+def side_by_side(function: Callable[[Item], Result], rows: Sequence[Item], workers: int) -> Iterator[tuple[Item, Result]]:
+    """The same where each row is seconds of work, for which libraries then get one thread in each process."""
+    return _spread(function, rows, min(workers, len(rows)), 1, _with_one_thread)
+
+
+def _spread(
+    function: Callable[[Item], Result], rows: Sequence[Item], workers: int, chunk: int, begin: Callable[[], None] | None = None
+) -> Iterator[tuple[Item, Result]]:
+    if workers < 2:
         yield from ((row, function(row)) for row in rows)
         return
     rows[0]  # what is read with the first row is then in every process, and not read by each
-    with _forked(function, rows, workers) as pool:
-        parts = pool.imap(_part, range(0, len(rows), CHUNK))
+    with _forked(function, rows, workers, begin) as pool:
+        parts = pool.imap(_part, [range(start, min(start + chunk, len(rows))) for start in range(0, len(rows), chunk)])
         yield from zip(rows, chain.from_iterable(parts), strict=True)
 
 
-def _forked(function: Callable, rows: Sequence[Any], workers: int):
+def _forked(function: Callable, rows: Sequence[Any], workers: int, begin: Callable[[], None] | None):
     global _work
     _work = (function, rows)
     gc.freeze()  # or each process would copy the memory whose counts its own collection touches
     try:
-        return get_context("fork").Pool(workers)
+        return get_context("fork").Pool(workers, begin)
     finally:
         _work = None
         gc.unfreeze()
 
 
-def _part(start: int) -> list[Any]:
+def _part(places: range) -> list[Any]:
     function, rows = _work
-    return [function(rows[place]) for place in range(start, min(start + CHUNK, len(rows)))]
+    return [function(rows[place]) for place in places]
+
+
+def _with_one_thread() -> None:
+    """A forked process has none of its parent's threads, and must not wait for them."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
