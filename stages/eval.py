@@ -45,9 +45,9 @@ class Params(StageParams):
     temperature: float = Field(gt=0)  # of the samples
 
 
-def run(p: Params, *, model: Path, mix: Path, out_metrics: Path, out_predictions: Path) -> None:
+def run(p: Params, *, model: Path, mix: Path, workers: int, out_metrics: Path, out_predictions: Path) -> None:
     """Writes the scores, with the prompt that earned them, and one row an answer."""
-    engine = _engine(p, model)
+    engine = _engine(p, model, workers)
     rows = list(read_rows(mix / "test.jsonl"))
     test = rows[: p.problems] if p.problems is None or isinstance(p.problems, int) else _at(rows, p.problems, "problems")
     subset = _at(rows, p.subset, "subset") if p.subset else []
@@ -93,12 +93,12 @@ def _at(rows: list[Row], places: Places, name: str) -> list[Row]:
     return [rows[place] for place in sorted(set(places))]
 
 
-def _engine(p: Params, model: Path) -> Engine:
+def _engine(p: Params, model: Path, workers: int) -> Engine:
     if p.engine == "vllm":
         return VllmEngine(model, p.batch_size, p.vllm)
     from stages.inference.transformers_engine import TransformersEngine
 
-    return TransformersEngine.from_folder(model, p.batch_size)
+    return TransformersEngine.from_folder(model, p.batch_size, workers)
 
 
 def _samples(p: Params, engine: Engine, prompt: str, template: str, test: list[Row]) -> list[list[Row]]:

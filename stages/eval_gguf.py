@@ -13,6 +13,7 @@ from stages.harness import measures
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, read_rows, write_json, write_rows
 from stages.harness.params import StageParams
+from stages.harness.workers import side_by_side
 from stages.inference.asking import ask
 from stages.inference.engine import Sampling
 from stages.inference.llama_cpp_engine import LlamaCppEngine
@@ -44,7 +45,7 @@ class Params(StageParams):
     threads: int = Field(gt=0)
 
 
-def run(p: Params, *, gguf: Path, mix: Path, reference: Path, out_metrics: Path, out_predictions: Path) -> None:
+def run(p: Params, *, gguf: Path, mix: Path, reference: Path, workers: int, out_metrics: Path, out_predictions: Path) -> None:
     """Writes the scored form's scores, every form's beside the merged model's text, and one row an answer and form."""
     merged = list(read_rows(reference))[: p.problems]
     asked = {row["id"] for row in merged}
@@ -54,7 +55,7 @@ def run(p: Params, *, gguf: Path, mix: Path, reference: Path, out_metrics: Path,
         raise InputError(f"{gguf} has no {p.scored}.gguf, which eval_gguf.scored names: add it to gguf_export.files")
 
     name = merged[0]["prompt"]
-    answers = {form: _answers(p, gguf / f"{form}.gguf", name, mix, test) for form in forms}
+    answers = dict(side_by_side(lambda form: _answers(p, gguf / f"{form}.gguf", name, mix, test), forms, workers // p.threads))
     judged = {form: judge_all(rows, test) for form, rows in answers.items()}
     scores = {form: model_scores(found, seed=p.seed) for form, found in judged.items()}
     right = [row["correct"] for row in merged]

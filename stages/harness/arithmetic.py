@@ -23,11 +23,11 @@ def use_portable_arithmetic() -> None:
         return
     import torch
 
-    linear = torch.ops.mkldnn._linear_pointwise
+    linear = torch.ops.mkldnn._linear_pointwise.default
     mm_out, addmm_out, sqrt_out = torch.ops.aten.mm.out, torch.ops.aten.addmm.out, torch.ops.aten.sqrt.out
 
-    def suits(*matrices) -> bool:
-        return all(matrix.dtype == torch.float32 and matrix.numel() > 0 for matrix in matrices)
+    def suits(a, b) -> bool:
+        return a.dtype == b.dtype == torch.float32 and a.numel() > 0 and b.numel() > 0
 
     def mm(a, b):
         if suits(a, b):
@@ -35,7 +35,7 @@ def use_portable_arithmetic() -> None:
         return mm_out(a, b, out=a.new_empty(a.shape[0], b.shape[1]))
 
     def addmm(added, a, b, *, beta=1, alpha=1):
-        if suits(added, a, b) and beta == 1 and alpha == 1:
+        if suits(a, b) and added.dtype == torch.float32 and beta == 1 and alpha == 1:
             return linear(a, b.t(), None, "none", [], "").add_(added)
         return addmm_out(added, a, b, beta=beta, alpha=alpha, out=a.new_empty(a.shape[0], b.shape[1]))
 

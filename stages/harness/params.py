@@ -66,7 +66,7 @@ def read_params(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} is missing: copy a profile there, for example `cp params/embedded.yaml {path}`")
     try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        values = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from typing import Literal
 
 PLAIN_LINE_EVERY = 15.0  # seconds: enough to see life in a log, not enough to flood it
@@ -17,7 +18,7 @@ def progress(title: str, total: int, unit: Unit = "steps") -> Iterator[Callable[
 
     Bytes are shown as MB, with MB a second.
     """
-    reporter = _bar if sys.stderr.isatty() else _lines
+    reporter = _bar if sys.stderr.isatty() and not parent_process() else _lines  # bars of several processes would write over each other
     with reporter(title, total, unit) as advance:
         yield advance
 

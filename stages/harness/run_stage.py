@@ -32,6 +32,7 @@ RECORD = "stage.json"  # in the scratch folder: what the run measured, for the l
 def main(arguments: list[str]) -> int:
     """Runs one stage and returns its exit status: 0, or 2 after one sentence about what the user can mend."""
     gc.set_threshold(GARBAGE)
+    sys.modules["wandb"] = None  # to trl it is not installed: importing it takes half a second, and a stage reports to nobody
     try:
         stage, paths = _parse(arguments)
         _run(stage, paths)

@@ -1,6 +1,9 @@
 """Work on many rows spread over processes; the results come in the rows' order, so their number changes nothing."""
 
 import gc
+import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from multiprocessing import get_context
@@ -8,8 +11,9 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-CHUNK = 64  # rows handed to a process at once
-FEW = 512  # rows from which starting processes pays
+CHUNK = 64  # rows handed to a process at once, where a row is little work
+DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+FEW = 512  # such rows from which starting processes pays
 
 _work: tuple[Callable[[Any], Any], Sequence[Any]] | None = None  # what forked processes find without its being sent
 
@@ -19,26 +23,49 @@ def in_order(function: Callable[[Item], Result], rows: Sequence[Item], workers: 
 
     The processes work ahead while the caller goes through the rows, and stop when it does.
     """
-    if workers < 2 or len(rows) < FEW:
+    return _spread(function, rows, workers if len(rows) >= FEW else 1, CHUNK, one_thread=False)
+
+
+def side_by_side(function: Callable[[Item], Result], rows: Sequence[Item], workers: int) -> Iterator[tuple[Item, Result]]:
+    """The same where each row is seconds of work, for which libraries then get one thread in each process."""
+    return _spread(function, rows, min(workers, len(rows)), 1, one_thread=True)
+
+
+def _spread(
+    function: Callable[[Item], Result], rows: Sequence[Item], workers: int, chunk: int, one_thread: bool
+) -> Iterator[tuple[Item, Result]]:
+    if workers < 2:
         yield from ((row, function(row)) for row in rows)
         return
     rows[0]  # what is read with the first row is then in every process, and not read by each
-    with _forked(function, rows, workers) as pool:
-        parts = pool.imap(_part, range(0, len(rows), CHUNK))
+    with _forked(function, rows, workers, one_thread) as pool:
+        parts = pool.imap(_part, [range(start, min(start + chunk, len(rows))) for start in range(0, len(rows), chunk)])
         yield from zip(rows, chain.from_iterable(parts), strict=True)
 
 
-def _forked(function: Callable, rows: Sequence[Any], workers: int):
+def _forked(function: Callable, rows: Sequence[Any], workers: int, one_thread: bool):
     global _work
     _work = (function, rows)
     gc.freeze()  # or each process would copy the memory whose counts its own collection touches
     try:
-        return get_context("fork").Pool(workers)
+        return get_context("fork").Pool(workers, _begin, (os.getpid(), one_thread))
     finally:
         _work = None
         gc.unfreeze()
 
 
-def _part(start: int) -> list[Any]:
+def _part(places: range) -> list[Any]:
     function, rows = _work
-    return [function(rows[place]) for place in range(start, min(start + CHUNK, len(rows)))]
+    return [function(rows[place]) for place in places]
+
+
+def _begin(parent: int, one_thread: bool) -> None:
+    """Ends with the process that forked this one, however that ends; has none of its threads, and must not wait for them."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    if one_thread and (torch := sys.modules.get("torch")):
+        torch.set_num_threads(1)

@@ -5,21 +5,23 @@ from pathlib import Path
 
 from stages.harness.arithmetic import use_portable_arithmetic
 from stages.harness.progress import progress
+from stages.harness.workers import side_by_side
 from stages.inference.engine import Completion, Sampling
 
 
 class TransformersEngine:
     """A model in memory; prompts run in batches of like length, padded on the left."""
 
-    def __init__(self, model, tokenizer, batch_size: int) -> None:
-        """`tokenizer` pads on the left; the model stays in the mode it is in."""
+    def __init__(self, model, tokenizer, batch_size: int, workers: int = 1) -> None:
+        """`tokenizer` pads on the left; the model stays in the mode it is in; on a CPU so many processes share greedy batches."""
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.workers = 1 if model.device.type == "cuda" else workers
         self.template = tokenizer.chat_template
 
     @classmethod
-    def from_folder(cls, folder: Path, batch_size: int) -> "TransformersEngine":
+    def from_folder(cls, folder: Path, batch_size: int, workers: int = 1) -> "TransformersEngine":
         """16-bit weights stay so on a GPU and are widened to 32 bits on a CPU, which computes faster so."""
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,7 +30,7 @@ class TransformersEngine:
         gpu = torch.cuda.is_available()
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if gpu else torch.float32)
-        return cls(model.to("cuda" if gpu else "cpu").eval(), tokenizer, batch_size)
+        return cls(model.to("cuda" if gpu else "cpu").eval(), tokenizer, batch_size, workers)
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
         """See Engine. Sampling draws from torch's generator, seeded here, so the same call gives the same answers."""
@@ -47,15 +49,22 @@ class TransformersEngine:
         )
         ids = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        completions: dict[int, Completion] = {}
-        with progress("generate", len(ids)) as advance, torch.inference_mode():
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                inputs = self.tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt")
-                inputs = inputs.to(self.model.device)
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+
+        def answers(batch: list[int]) -> list[Completion]:
+            inputs = self.tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt").to(self.model.device)
+            with torch.inference_mode():
                 outputs = self.model.generate(**inputs, generation_config=config)
-                for index, row in zip(batch, outputs[:, inputs["input_ids"].shape[1] :].tolist()):
-                    completions[index] = self._completion(row, stops)
+            return [self._completion(row, stops) for row in outputs[:, inputs["input_ids"].shape[1] :].tolist()]
+
+        workers = 1  # what a batch draws depends on those before it
+        if sampling.temperature == 0:
+            workers = self.workers
+            batches.reverse()  # the longest first, so that no process ends much later than the others
+        completions: dict[int, Completion] = {}
+        with progress("generate", len(ids)) as advance:
+            for batch, found in side_by_side(answers, batches, workers):
+                completions.update(zip(batch, found, strict=True))
                 advance(len(batch))
         return [completions[index] for index in range(len(ids))]
 

@@ -172,3 +172,14 @@ def test_a_second_eval_writes_the_same_bytes(scored):
     assert (scored / "again.json").read_bytes() == (scored / "metrics/qlora.json").read_bytes()
     assert (scored / "again.jsonl").read_bytes() == (scored / "predictions/qlora.jsonl").read_bytes()
     assert json.loads((scored / "again.json").read_text())["bleu_signature"].startswith("nrefs:1")
+
+
+def test_the_number_of_processes_changes_no_byte_of_an_evaluation(scored, monkeypatch):
+    scored.set_params({"eval.batch_size": 30, "eval_gguf.largest_drop": {"f16": None, "q8_0": None, "q4_k_m": None}})
+    written = {}
+    for workers in ("1", "2", "3"):
+        monkeypatch.setitem(scored.environment, "MATHMIND_WORKERS", workers)
+        scored.do("eval", model="merged", mix="mix", out_metrics="e.json", out_predictions="e.jsonl")
+        scored.do("eval-gguf", gguf="gguf-scored", mix="mix", reference="e.jsonl", out_metrics="g.json", out_predictions="g.jsonl")
+        written[workers] = [(scored / name).read_bytes() for name in ("e.json", "e.jsonl", "g.json", "g.jsonl")]
+    assert written["1"] == written["2"] == written["3"]
