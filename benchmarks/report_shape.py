@@ -190,7 +190,6 @@ def run_stage(turing: bool, arguments: list[str]) -> int:
         torch.backends.cuda.enable_cudnn_sdp(False)
         os.environ["VLLM_BATCH_INVARIANT"] = "0"
         from stages.inference import vllm_engine
-
         from stages.training import packing
 
         packing.FLASH_FROM = (99, 0)

@@ -9,10 +9,11 @@ from itertools import chain
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from stages.harness.processes import die_with_parent
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 CHUNK = 64  # rows handed to a process at once, where a row is little work
-DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 FEW = 512  # such rows from which starting processes pays
 
 _work: tuple[Callable[[Any], Any], Sequence[Any]] | None = None  # what forked processes find without its being sent
@@ -60,12 +61,7 @@ def _part(places: range) -> list[Any]:
 
 
 def _begin(parent: int, one_thread: bool) -> None:
-    """Ends with the process that forked this one, however that ends; has none of its threads, and must not wait for them."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    """A worker has none of the threads of the process that forked it, and must not wait for them; nor for its handlers to end it."""
+    die_with_parent(parent, by=signal.SIGKILL)
     if one_thread and (torch := sys.modules.get("torch")):
         torch.set_num_threads(1)

@@ -24,6 +24,7 @@ from typing import IO
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
 from stages.harness.params import Images, Run, read_params, section
+from stages.harness.processes import die_with_parent
 from stages.harness.run_stage import RECORD
 from stages.host import provenance
 from stages.host.cache import hold_inputs_to_the_lock
@@ -31,7 +32,6 @@ from stages.host.engines import Job, engine, hub_stages
 from stages.host.graph import GraphStage, lock_stages, read_graph, working_key
 from stages.host.tracking import Tracking, followed, tracked
 
-DIES_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 GRACE = 10  # seconds between a signal that is handed on and the end of what does not heed it
 
 
@@ -141,16 +141,6 @@ def _begin_child(launcher: int) -> None:
     """What a stage's process does before it becomes one: a background shell's jobs ignore Ctrl-C, a stage must not."""
     die_with_parent(launcher)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def die_with_parent(parent: int) -> None:
-    """Asks the kernel to end this process when its parent ends, and ends it where that has ended: a killed dvc leaves nothing running."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGTERM)
-    if os.getppid() != parent:
-        os._exit(128 + signal.SIGTERM)
 
 
 def _die_with_callers() -> None:

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from stages.harness.errors import InputError
-from stages.host.launcher import die_with_parent, locked
+from stages.harness.processes import die_with_parent
+from stages.host.launcher import locked
 from stages.host.tracking import WANDB
 
 RUNNING, SAID = "running.lock", "sync.log"  # beside a record: what its tracker holds, and what its sync says

@@ -1,12 +1,15 @@
 """A small `scratch-gpu` on the GPU of this machine: 85 million weights, briefly trained, and runs of every method on it."""
 
 import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from stages.harness.run_stage import determinism
+from stages.training.checkpoints import SEAL
 from tests.imports import ROOT
 from tests.pipeline.conftest import Workplace
 
@@ -67,6 +70,21 @@ def beside(place: Workplace, name: str, changes: dict) -> Workplace:
 
 def inputs(place: Workplace, method: str) -> dict[str, str]:
     return {name: str(place / path) for name, path in INPUTS[method].items()}
+
+
+def killed_and_resumed(place: Workplace, method: str, checkpoint: int, name: str = "killed", changes: dict | None = None) -> Workplace:
+    """A run of a method that was killed once a checkpoint was whole, and started again: its out and curve.csv are of both parts."""
+    run = beside(place, f"{method}-{name}", changes or {})
+    paths = {**inputs(place, method), "out": "out", "out_curve": "curve.csv"}
+    started = run.start(method, scratch="killed", **paths)
+    while not (run / f"killed/checkpoints/checkpoint-{checkpoint}/{SEAL}").is_file() and started.poll() is None:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGKILL)
+    started.communicate()
+    assert not (run / "out").exists()
+    done = run.run(method, scratch="killed", **paths)
+    assert done.returncode == 0, done.stdout
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,8 @@
 """Packed rows on a CUDA GPU: torch's variable-length attention, compiled layers, and the bits that come again."""
 
-import signal
-import time
-
 import pytest
 
-from stages.training.checkpoints import SEAL
-from tests.gpu.conftest import UPDATES, beside, inputs
+from tests.gpu.conftest import UPDATES, killed_and_resumed
 from tests.gpu.test_training import PACKED, TOLERANCE, adapter, column, falls
 
 pytestmark = pytest.mark.gpu
@@ -33,16 +29,7 @@ def test_packed_rows_lose_as_padded_ones_and_give_the_same_bytes_again(train, me
 
 def test_a_killed_packed_run_goes_on_to_the_same_bytes(place, train):
     (whole,) = train("qlora", {"packed-undisturbed": {"packed": PACKED}})
-    run = beside(place, "qlora-packed-killed", {"qlora.packed": PACKED})
-    paths = {**inputs(place, "qlora"), "out": "out", "out_curve": "curve.csv"}
-    started = run.start("qlora", scratch="killed", **paths)
-    while not (run / f"killed/checkpoints/checkpoint-10/{SEAL}").is_file() and started.poll() is None:
-        time.sleep(0.02)
-    started.send_signal(signal.SIGKILL)
-    started.communicate()
-    assert not (run / "out").exists()
-    done = run.run("qlora", scratch="killed", **paths)
-    assert done.returncode == 0, done.stdout
+    run = killed_and_resumed(place, "qlora", 10, "packed-killed", {"qlora.packed": PACKED})
     assert adapter(run.folder) == adapter(whole)
 
 

@@ -4,14 +4,11 @@
 """
 
 import csv
-import signal
-import time
 
 import pytest
 
 from stages.harness.jsonl import read_json
-from stages.training.checkpoints import SEAL
-from tests.gpu.conftest import UPDATES, beside, inputs
+from tests.gpu.conftest import UPDATES, killed_and_resumed
 from tests.pipeline.test_methods import digest
 
 pytestmark = pytest.mark.gpu
@@ -103,15 +100,6 @@ def test_the_engine_does_not_change_what_the_trainer_computes(place):
 @pytest.mark.parametrize(("method", "checkpoint"), [("sft", 10), ("qlora", 10), ("orpo", 10), ("grpo", 3)])
 def test_a_killed_run_goes_on_to_the_same_bytes(place, train, method, checkpoint):
     (whole,) = train(method, {"undisturbed": {}})
-    run = beside(place, f"{method}-killed", {})
-    paths = {**inputs(place, method), "out": "out", "out_curve": "curve.csv"}
-    started = run.start(method, scratch="killed", **paths)
-    while not (run / f"killed/checkpoints/checkpoint-{checkpoint}/{SEAL}").is_file() and started.poll() is None:
-        time.sleep(0.02)
-    started.send_signal(signal.SIGKILL)
-    started.communicate()
-    assert not (run / "out").exists()
-    done = run.run(method, scratch="killed", **paths)
-    assert done.returncode == 0, done.stdout
+    run = killed_and_resumed(place, method, checkpoint)
     assert adapter(run.folder) == adapter(whole)
     assert (run / "curve.csv").read_bytes() == (whole / "curve.csv").read_bytes()
