@@ -124,8 +124,9 @@ def by_trl(section: dict, steps: int) -> dict:
     """trl's trainer with its own vLLM beside it, in a process of its own; see trl_grpo.py."""
     command = [sys.executable, str(Path(__file__).with_name("trl_grpo.py")), json.dumps({**section, "max_steps": steps})]
     done = subprocess.run(command, env={**environment(), **ENGINE}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
-    return {"backend": "trl", **(json.loads(last) if done.returncode == 0 else {"end": last[:300]})}
+    lines = done.stdout.splitlines()
+    found = next((line for line in reversed(lines) if line.startswith("{")), None)  # NCCL may have the last word
+    return {"backend": "trl", **(json.loads(found) if found and done.returncode == 0 else {"end": "".join(lines[-1:])[:300]})}
 
 
 def share(asked: argparse.Namespace) -> None:

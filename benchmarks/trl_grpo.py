@@ -2,8 +2,8 @@
 
     python benchmarks/trl_grpo.py SECTION
 
-SECTION is the grpo section of params.yaml as JSON; base, sft and mix are read from the working folder. The last line is the median
-seconds of an update and the most memory that torch reserved, as JSON.
+SECTION is the grpo section of params.yaml as JSON; base, sft and mix are read from the working folder. A line of JSON says the median
+seconds of an update and the most memory that torch reserved.
 """
 
 import json

@@ -208,14 +208,16 @@ def rollout_trainer():
                 min_p=self.min_p or 0.0,
             )
 
-        def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **others):
+        def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, *others, **more):
             """As trl's, for packed rows without padding.
 
             To weigh what vLLM drew, trl asks for log-probabilities before the update, and in it once more. Where the update is of all
             completions at once, and the first, they are the same: what the first time computed is kept for the loss.
             """
             if self.packing is None:
-                return super()._get_per_token_logps_and_entropies(model, input_ids, attention_mask, logits_to_keep, batch_size, **others)
+                return super()._get_per_token_logps_and_entropies(
+                    model, input_ids, attention_mask, logits_to_keep, batch_size, *others, **more
+                )
             if self.known is not None:
                 before, *figures = self.known
                 self.known = None
