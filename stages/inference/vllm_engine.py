@@ -105,7 +105,7 @@ def _multiply_by_cublas() -> None:
     """Takes matrix products to cuBLAS in batch-invariant mode.
 
     vLLM 0.26 multiplies there with tiles for large batches, whatever the batch (vLLM pull request 53247). Without a work space, which
-    the mode takes from it, cuBLAS gives the same bits as those tiles on Hopper whatever the rows: benchmarks/vllm_speed.py compares.
+    the mode takes from it, cuBLAS sums up in one order on Hopper, whatever the rows: tests/gpu/test_vllm_engine.py asks alone and among others.
     """
     from torch.nn.functional import linear as multiply
     from vllm.model_executor.layers import linear, vocab_parallel_embedding
