@@ -14,7 +14,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ class Job:
     scratch: Path
     lock: Path  # held by the launcher for as long as it lives
     asks_hub: bool  # fetch and base-model, where a parameter names a source on the hub
+    gpus: Sequence[str] = ()  # those that the launcher holds for it: a trainer would spread its batches over all that it sees
 
     def command(self, python: str) -> list[str]:
         """The stage's own command, its outs turned into the scratch folder."""
@@ -72,13 +73,6 @@ class Job:
             given["MATHMIND_UNPINNED"] = "1"
             asked |= {name: os.environ[name] for name in asked if name in os.environ}
         return asked | given
-
-    @property
-    def gpus(self) -> list[str]:
-        """The first `run.gpus` of the GPUs that the caller lets be seen: with more, a trainer would spread its batches over all."""
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        listed = seen.split(",") if seen else [str(number) for number in range(self.settings.gpus)]
-        return listed[: self.settings.gpus]
 
     def hub_environment(self) -> dict[str, str]:
         """The caller's token, endpoint and proxies, for the stages that ask the hub; nothing for the others."""
@@ -128,7 +122,7 @@ class Native:
 
     def environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in NATIVE_PASSES_ON if name in os.environ}
-        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(self.job.gpus)}
+        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(self.job.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # nvidia-smi's numbers
         return kept | self.job.environment() | gpus | self.job.hub_environment()
 
     @contextmanager

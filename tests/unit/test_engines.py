@@ -13,11 +13,11 @@ PARAMS = read_params(ROOT / "params.yaml")
 GRAPH = read_graph(ROOT, PARAMS)
 
 
-def job(tmp_path, *, asks_hub, gpus=0):
-    settings = Run(engine="docker", gpus=gpus, workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
+def job(tmp_path, *, asks_hub, gpus=()):
+    settings = Run(engine="docker", gpus=len(gpus), workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
     stage = GRAPH["fetch"]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT,
-               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub)  # fmt: skip
+               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub, gpus=gpus)  # fmt: skip
 
 
 def test_a_mount_is_one_csv_row_whatever_the_path(tmp_path):
@@ -50,12 +50,10 @@ def test_only_a_stage_that_asks_the_hub_is_online_and_it_asks_the_callers_mirror
     assert [one.environment()["HF_HUB_OFFLINE"] for one in (asking, other)] == ["0", "1"]
 
 
-@pytest.mark.parametrize(("seen", "gpus", "given"), [(None, 1, "0"), ("3,5", 1, "3"), ("3,5", 0, ""), (None, 2, "0,1")])
-def test_a_stage_sees_as_many_gpus_as_the_profile_asks_for(tmp_path, monkeypatch, seen, gpus, given):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if seen:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    assert Native(job(tmp_path, asks_hub=False, gpus=gpus)).environment()["CUDA_VISIBLE_DEVICES"] == given
+def test_a_stage_sees_the_gpus_that_the_launcher_holds_for_it_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert Native(job(tmp_path, asks_hub=False, gpus=["5"])).environment()["CUDA_VISIBLE_DEVICES"] == "5"
+    assert Native(job(tmp_path, asks_hub=False)).environment()["CUDA_VISIBLE_DEVICES"] == ""
 
 
 @pytest.mark.parametrize(("profile", "stages"), [("embedded", set()), ("report-t4", {"fetch", "base-model"})])
