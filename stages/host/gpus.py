@@ -19,7 +19,7 @@ from stages.harness.errors import InputError
 LOOK_AGAIN = 0.5  # seconds between two looks for a free GPU
 
 
-def seen_gpus(count: int, drivers: Iterable[str]) -> list[str]:
+def seen_gpus(count: int, drivers: Iterable[str] | None = None) -> list[str]:
     """CUDA_VISIBLE_DEVICES where it is set, else the driver's own; as many as are asked for where nothing can tell.
 
     Raises InputError where fewer are seen than `count`.
@@ -27,7 +27,7 @@ def seen_gpus(count: int, drivers: Iterable[str]) -> list[str]:
     if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
         seen, by = [gpu.strip() for gpu in named.split(",")], f"CUDA_VISIBLE_DEVICES={named} names"
     else:
-        seen, by = list(drivers) or [str(number) for number in range(count)], "nvidia-smi shows"
+        seen, by = list(_identities() if drivers is None else drivers) or [str(number) for number in range(count)], "nvidia-smi shows"
     if len(seen) < count:
         raise InputError(f"params.yaml: run.gpus is {count}, and {by} {len(seen)}: lower it, or let more be seen")
     return seen
