@@ -73,6 +73,7 @@ def _launch(arguments: list[str]) -> int:
         arguments=tuple(arguments[1:]),
         settings=settings,
         tree=tree,
+        main_tree=main_tree,
         local_files=main_tree / settings.local_files,
         scratch=scratch_root / stage.name / key,
         lock=lock,

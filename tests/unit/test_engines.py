@@ -4,8 +4,9 @@ import csv
 
 import pytest
 
+from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params
-from stages.host.engines import Job, Native, _link_targets, _mount, hub_stages
+from stages.host.engines import Apptainer, Job, Native, _link_targets, _mount, hub_stages, image_file
 from stages.host.graph import read_graph
 from tests.imports import ROOT
 
@@ -13,10 +14,10 @@ PARAMS = read_params(ROOT / "params.yaml")
 GRAPH = read_graph(ROOT, PARAMS)
 
 
-def job(tmp_path, *, asks_hub, gpus=()):
+def job(tmp_path, *, asks_hub=False, gpus=()):
     settings = Run(engine="docker", gpus=len(gpus), workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
     stage = GRAPH["fetch"]
-    return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT,
+    return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT, main_tree=tmp_path,
                local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub, gpus=gpus)  # fmt: skip
 
 
@@ -54,6 +55,41 @@ def test_a_stage_sees_the_gpus_that_the_launcher_holds_for_it_and_no_others(tmp_
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert Native(job(tmp_path, asks_hub=False, gpus=["5"])).environment()["CUDA_VISIBLE_DEVICES"] == "5"
     assert Native(job(tmp_path, asks_hub=False)).environment()["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def apptainer(tmp_path, monkeypatch, recipe, **more):
+    """The engine where a program of its name tells of an image by this recipe."""
+    program = tmp_path / "bin/apptainer"
+    program.parent.mkdir(exist_ok=True)
+    labels = f'"org.opencontainers.image.version": "{recipe}", "org.label-schema.build-date": "today"'
+    program.write_text(f"#!/bin/sh\necho '{{\"data\": {{\"attributes\": {{\"labels\": {{{labels}}}}}}}}}'\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    return Apptainer(job(tmp_path, **more))
+
+
+def test_apptainer_gets_a_closed_container_and_its_variables_by_their_prefix(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "planted")
+    file = tmp_path / image_file(ROOT, "cpu")
+    with pytest.raises(InputError, match=rf"{file.name} is missing: make it of docker's image, `apptainer build docker/images/{file.name} "):
+        apptainer(tmp_path, monkeypatch, "")
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with pytest.raises(InputError, match="was made by recipe 0123"):
+        apptainer(tmp_path, monkeypatch, "0123")
+
+    recipe = file.stem.removeprefix("cpu-")
+    closed, asking = (apptainer(tmp_path, monkeypatch, recipe, asks_hub=asks, gpus=["5"]) for asks in (False, True))
+    command = closed.command()
+    assert command[4:7] == [str(tmp_path / "bin/apptainer"), "--quiet", "exec"] and command[command.index("--home") + 1] == str(tmp_path / "key/tmp")
+    assert {"--containall", "--cleanenv", "--no-privs", "--nv"} <= set(command)
+    assert command[command.index("--network") + 1] == "none" and "--network" not in asking.command()
+    assert [field for field in command if field.startswith("type=bind")] == [_mount(ROOT, writable=False), _mount(tmp_path / "key", writable=True)]
+    assert command[command.index(str(file)) :][1:4] == ["python", "-m", "stages.harness.run_stage"]
+    given = {name: value for name, value in closed.environment().items() if name.startswith("APPTAINERENV_")}
+    assert given["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "5" and given["APPTAINERENV_HF_HUB_OFFLINE"] == "1"
+    assert "APPTAINERENV_HOME" not in given and "planted" not in given.values()
+    assert closed.pinned is False
 
 
 @pytest.mark.parametrize(("profile", "stages"), [("embedded", set()), ("report-t4", {"fetch", "base-model"})])
