@@ -136,6 +136,7 @@ def test_experiments_side_by_side_one_a_job_get_a_gpu_each_and_land_in_the_clone
     assert both, [path.name for path in tmp_path.glob("on-*")]
     assert {path.name.split("-")[1] for path in tmp_path.glob("on-*")} == {"0", "1"}
     assert sorted(experiments(shared)) == ["chats-110", "chats-120"]
+    assert len(list((tmp_path / "store/files/md5").rglob("*.dir"))) == 2
 
 
 def log(folder: Path, job: str) -> str:
