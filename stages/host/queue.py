@@ -5,7 +5,6 @@ command lives as long as the work; told to end, it ends what runs and queues it 
 its checkpoints. DVC has no command for that: what puts an experiment back is its own parts (dvc 3.67, docker/host.lock).
 """
 
-import os
 import signal
 import subprocess
 import time
