@@ -94,6 +94,23 @@ def seeds(n: int, json: bool, stages: tuple[str, ...]) -> None:
 
 
 @main.command()
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="experiments at a time; default: one a GPU, on CPUs one")
+def queue(jobs: int | None) -> None:
+    """Works off the queued experiments and ends when none is left.
+
+    Exits with 1 where one has failed. Told to end by a signal, it queues again what was running: the next start goes on from
+    the last checkpoints.
+
+    \b
+    mathmind queue -j 2
+    """
+    from stages.host.queue import at_once, work_off
+
+    if failed := work_off(Path.cwd(), jobs or at_once(Path.cwd())):
+        raise click.ClickException(f"{', '.join(failed)} failed: `dvc queue logs {failed[0]}` says why")
+
+
+@main.command()
 @click.option("--json", is_flag=True, help="print JSON instead of a table")
 def doctor(json: bool) -> None:
     """Says what the profile needs and lacks, and how to mend it.

@@ -12,7 +12,7 @@ PAGES = sorted(
     for path in [*ROOT.glob("*.md"), *(file for folder in ("docs", "data", "models", "benchmarks", "docker") for file in (ROOT / folder).rglob("*.md"))]
 )  # fmt: skip
 PROGRAMS = r"mathmind|dvc|make|git|docker/(?:build|run|lock|audit|install)|benchmarks/[\w.]+|\.ci/\w+|pytest|python3?|pip|uv|apt-get|" \
-           r"export|cp|rm|mkdir|cd|cat|curl|jq|eval|wandb|tensorboard|hf|vllm|llama-server|ollama|\."  # fmt: skip
+           r"export|cp|rm|mkdir|cd|cat|curl|jq|eval|wandb|tensorboard|hf|vllm|llama-server|ollama|sbatch|sky|apptainer|docker|rsync|\."  # fmt: skip
 SETTING = r"[A-Z_]+=\S* "
 COMMAND = re.compile(rf"(?:{SETTING})*(?:{PROGRAMS}) \S|(?:docker/(?:build|lock|audit)|\.ci/\w+)$")
 BLOCK = re.compile(r"^```(\w*)\n((?:.*\n)*?)```$|((?:^    .*\n)+)", re.MULTILINE)

@@ -38,7 +38,7 @@ class StageParams(BaseModel):
 class Run(StageParams):
     """`run:`, how stages are run and never what they make: no stage lists it, so changing it re-runs nothing."""
 
-    engine: Literal["native", "docker", "podman"]
+    engine: Literal["native", "docker", "podman", "apptainer"]
     gpus: int = Field(ge=0)
     workers: int | None = Field(gt=0)  # processes of a stage that can use several; null: one a core
     memory: str | None  # a container's limit, such as 12g

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from stages.corpus.sources_lock import Pinned, read_lock
 from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params, section
-from stages.host.engines import find_image, hub_stages
+from stages.host.engines import find_image, hub_stages, image_file
 from stages.host.graph import parse_yaml
 from stages.host.hub_sources import LOCK, HubSource, hub_sources, in_words
 from stages.host.provenance import recipe
@@ -72,6 +72,7 @@ def examine(tree: Path) -> list[Finding]:
         _dvcs_own_files(tree),
         _packages(tree, images, settings),
         *(_engine(name, settings) for name in ("docker", "podman")),
+        *_apptainer(settings),
         *(_image(tree, name, settings) for name in images),
         *(_profile(name, need, values["profile"], gpus, tree) for name, need in NEEDS.items()),
         _hub(values),
@@ -130,10 +131,24 @@ def _engine(name: str, settings: Run) -> Finding:
     return Finding(name, "ok", asked.stdout.strip())
 
 
+def _apptainer(settings: Run) -> list[Finding]:
+    """A cluster's engine: spoken of where it is, or is asked for."""
+    if shutil.which("apptainer"):
+        return [Finding("apptainer", "ok", subprocess.run(["apptainer", "version"], capture_output=True, text=True).stdout.strip())]
+    if settings.engine == "apptainer":
+        return [Finding("apptainer", "missing", "not installed", "load the cluster's module of it, or set run.engine: native")]
+    return []
+
+
 def _image(tree: Path, image: str, settings: Run) -> Finding:
     subject = f"image {image}"
     if not (tree / f"docker/{image}.lock").is_file():
         return Finding(subject, "missing", f"no docker/{image}.lock", f"docker/lock {image}")
+    if settings.engine == "apptainer":
+        file = image_file(tree, image)
+        if (tree / file).is_file():
+            return Finding(subject, "ok", f"{file}, {(tree / file).stat().st_size / 1e9:.1f} GB")
+        return Finding(subject, "missing", f"no {file}", f"apptainer build {file} docker-archive:{image}.tar")
     engines = [settings.engine] if settings.engine != "native" else [name for name in ("docker", "podman") if shutil.which(name)]
     for name in engines:
         try:

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,10 @@ from stages.host.hub_sources import hub_sources
 
 NATIVE_PASSES_ON = ("PATH", "LD_LIBRARY_PATH", "TERM", "COLUMNS")
 HUB_PASSES_ON = ("HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")  # by name: never on a command line
-LOCK_LABEL, BASE_LABEL = "mathmind.lock", "org.opencontainers.image.base.name"
+LOCK_LABEL, BASE_LABEL, RECIPE_LABEL = "mathmind.lock", "org.opencontainers.image.base.name", "org.opencontainers.image.version"
+IMAGE_FILES = Path("docker/images")  # apptainer's, below the main repository; git-ignored
+# apptainer changes its credentials, and the kernel then forgets that it shall end with its parent: a shell in its group does not.
+ENDS_TOGETHER = 'trap "kill -KILL 0" INT TERM HUP; "$@" & wait $!'
 PLENTY = 32768  # files and processes of a stage
 
 
@@ -43,10 +46,12 @@ class Job:
     arguments: tuple[str, ...]  # the stage's name, then --name PATH pairs as dvc.yaml gives them
     settings: Run
     tree: Path  # the working folder: the repository, or the copy that `dvc exp run --temp` made
+    main_tree: Path  # the repository
     local_files: Path
     scratch: Path
     lock: Path  # held by the launcher for as long as it lives
     asks_hub: bool  # fetch and base-model, where a parameter names a source on the hub
+    gpus: Sequence[str] = ()  # those that the launcher holds for it: a trainer would spread its batches over all that it sees
 
     def command(self, python: str) -> list[str]:
         """The stage's own command, its outs turned into the scratch folder."""
@@ -73,13 +78,6 @@ class Job:
             asked |= {name: os.environ[name] for name in asked if name in os.environ}
         return asked | given
 
-    @property
-    def gpus(self) -> list[str]:
-        """The first `run.gpus` of the GPUs that the caller lets be seen: with more, a trainer would spread its batches over all."""
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        listed = seen.split(",") if seen else [str(number) for number in range(self.settings.gpus)]
-        return listed[: self.settings.gpus]
-
     def hub_environment(self) -> dict[str, str]:
         """The caller's token, endpoint and proxies, for the stages that ask the hub; nothing for the others."""
         return {name: os.environ[name] for name in HUB_PASSES_ON if self.asks_hub and name in os.environ}
@@ -104,7 +102,7 @@ class Engine(Protocol):
 
 def engine(job: Job) -> Engine:
     """The engine that `run.engine` names, with what it needs looked up: InputError where that is missing."""
-    return Native(job) if job.settings.engine == "native" else Container(job)
+    return {"native": Native, "apptainer": Apptainer}.get(job.settings.engine, Container)(job)
 
 
 class Native:
@@ -128,8 +126,7 @@ class Native:
 
     def environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in NATIVE_PASSES_ON if name in os.environ}
-        gpus = {"CUDA_VISIBLE_DEVICES": ",".join(self.job.gpus)}
-        return kept | self.job.environment() | gpus | self.job.hub_environment()
+        return kept | self.job.environment() | on_gpus(self.job) | self.job.hub_environment()
 
     @contextmanager
     def tidied(self) -> Iterator[None]:
@@ -152,11 +149,7 @@ class Container:
             recipe = provenance.recipe(job.tree, job.image)
             raise InputError(f"image mathmind/{job.image}:{recipe} is not here: build it with `docker/build {job.image}`")
         self.image_id = image["Id"]
-        labels = image["Config"].get("Labels") or {}
-        self.pinned = "@sha256:" in labels.get(BASE_LABEL, "")
-        if not self.pinned:
-            print(f"docker/run: WARNING: image mathmind/{job.image} stands on {labels.get(BASE_LABEL)}, which no digest pins: "
-                  "its bits may differ elsewhere", file=sys.stderr)  # fmt: skip
+        self.pinned = stands_on_a_digest(job.image, image["Config"].get("Labels") or {})
         reap(self.client, own=job.lock)
 
     def command(self) -> list[str]:
@@ -168,7 +161,7 @@ class Container:
             "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--security-opt", "label=disable",
             *self._user(), *self._network(), *podmans_own(job.settings.engine),
         ]  # fmt: skip
-        for folder in self._readable():
+        for folder in readable(job):
             options += ["--mount", _mount(folder, writable=False)]
         options += ["--mount", _mount(job.scratch, writable=True)]
         options += self._memory()
@@ -230,12 +223,85 @@ class Container:
             return [word for gpu in self.job.gpus for word in ("--device", f"nvidia.com/gpu={gpu}")]
         return ["--gpus", f'"device={",".join(self.job.gpus)}"']
 
-    def _readable(self) -> list[Path]:
-        """The working folder, DVC's cache where deps are links into it, and the user's own files where there are any."""
-        folders = {self.job.tree, *_link_targets(self.job.tree, self.job.stage.deps)}
-        if self.job.local_files.is_dir():
-            folders.add(self.job.local_files)
-        return sorted(folders)
+
+class Apptainer:
+    """Docker's image turned into one file, for clusters that let nobody run docker: as closed, and with no service behind it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.client = client("apptainer")
+        name = image_file(job.tree, job.image)
+        self.image = job.main_tree / name
+        if not self.image.is_file():
+            raise InputError(f"{name} is missing: make it of docker's image, `apptainer build {name} docker-archive:{job.image}.tar` "
+                             "(docs/clusters.md)")  # fmt: skip
+        labels = image_file_labels(self.client, self.image)
+        if labels.get(RECIPE_LABEL) != name.stem.removeprefix(f"{job.image}-"):
+            raise InputError(f"{name} was made by recipe {labels.get(RECIPE_LABEL)}: make it anew of the image that it is named after")
+        self.image_id = labels["org.label-schema.build-date"]  # it has no other name of its own that is quick to read
+        self.pinned = stands_on_a_digest(job.image, labels)
+
+    def command(self) -> list[str]:
+        job = self.job
+        options = ["--containall", "--cleanenv", "--no-eval", "--no-privs", "--no-mount", "tmp,hostfs,bind-paths",
+                   "--home", f"{job.scratch}/tmp", "--pwd", str(job.tree)]  # fmt: skip
+        options += [] if job.asks_hub else ["--net", "--network", "none"]
+        options += ["--memory", job.settings.memory] if job.settings.memory else []
+        options += ["--nv"] if job.gpus else []
+        for folder in readable(job):
+            options += ["--mount", _mount(folder, writable=False)]
+        options += ["--mount", _mount(job.scratch, writable=True)]
+        return ["sh", "-c", ENDS_TOGETHER, "sh", self.client, "--quiet", "exec", *options, str(self.image), *job.command("python")]
+
+    def environment(self) -> dict[str, str]:
+        """The client's own, which it keeps from the container, and what is for the container, told by a prefix; HOME is --home's."""
+        given = self.job.environment() | self.job.hub_environment() | on_gpus(self.job)
+        return dict(os.environ) | {f"APPTAINERENV_{name}": value for name, value in given.items() if name != "HOME"}
+
+    @contextmanager
+    def tidied(self) -> Iterator[None]:
+        yield  # the container's processes end with apptainer, and it with the shell that starts it
+
+    def explain(self, status: int) -> str | None:
+        return {
+            255: "apptainer could not start the container, or the stage ended with 255: its own words stand above",
+            137: "the stage was killed (137), most often for want of memory",
+        }.get(status)
+
+
+def readable(job: Job) -> list[Path]:
+    """The working folder, DVC's cache where deps are links into it, and the user's own files where there are any."""
+    folders = {job.tree, *_link_targets(job.tree, job.stage.deps)}
+    if job.local_files.is_dir():
+        folders.add(job.local_files)
+    return sorted(folders)
+
+
+def on_gpus(job: Job) -> dict[str, str]:
+    """The variables that hold a process without a container of docker's to its GPUs, by nvidia-smi's numbers."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(job.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def stands_on_a_digest(image: str, labels: dict[str, str]) -> bool:
+    """Whether an image's base is pinned; a warning where not."""
+    pinned = "@sha256:" in labels.get(BASE_LABEL, "")
+    if not pinned:
+        print(f"docker/run: WARNING: image mathmind/{image} stands on {labels.get(BASE_LABEL)}, which no digest pins: "
+              "its bits may differ elsewhere", file=sys.stderr)  # fmt: skip
+    return pinned
+
+
+def image_file(tree: Path, image: str) -> Path:
+    """Where apptainer's form of an image lies, from the main repository."""
+    return IMAGE_FILES / f"{image}-{provenance.recipe(tree, image)}.sif"
+
+
+def image_file_labels(client: str, image: Path) -> dict[str, str]:
+    """The labels of a SIF file: those of docker's image, and apptainer's own."""
+    asked = subprocess.run([client, "inspect", "--json", str(image)], capture_output=True, text=True)
+    if asked.returncode:
+        raise InputError(f"apptainer cannot read {image}: {(asked.stderr.strip().splitlines() or ['no word'])[-1]}: make it anew")
+    return json.loads(asked.stdout)["data"]["attributes"]["labels"]
 
 
 def hub_stages(values: dict[str, Any]) -> set[str]:
@@ -244,7 +310,7 @@ def hub_stages(values: dict[str, Any]) -> set[str]:
 
 
 def client(engine: str) -> str:
-    """The path of docker's or podman's command, or InputError."""
+    """The path of an engine's command, or InputError."""
     if found := shutil.which(engine):
         return found
     raise InputError(f"params.yaml: run.engine is {engine}, and there is no command of that name: install it, or use native")

@@ -83,7 +83,7 @@ def _check_builder(engine: str) -> None:
 
 
 def _engine(chosen: str) -> str:
-    if chosen != "native":
+    if chosen in ("docker", "podman"):
         return chosen
     for engine in ("docker", "podman"):
         if shutil.which(engine):

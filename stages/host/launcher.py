@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from select import select
@@ -29,6 +30,7 @@ from stages.harness.run_stage import RECORD
 from stages.host import provenance
 from stages.host.cache import hold_inputs_to_the_lock
 from stages.host.engines import Job, engine, hub_stages
+from stages.host.gpus import free_gpus
 from stages.host.graph import GraphStage, lock_stages, read_graph, working_key
 from stages.host.tracking import Tracking, followed, tracked
 
@@ -71,6 +73,7 @@ def _launch(arguments: list[str]) -> int:
         arguments=tuple(arguments[1:]),
         settings=settings,
         tree=tree,
+        main_tree=main_tree,
         local_files=main_tree / settings.local_files,
         scratch=scratch_root / stage.name / key,
         lock=lock,
@@ -79,8 +82,9 @@ def _launch(arguments: list[str]) -> int:
 
     with ExitStack() as locks:
         locks.enter_context(locked(lock, f"docker/run: waiting for another run of {stage.name}"))
-        for gpu in job.gpus:
-            locks.enter_context(locked(scratch_root / f"gpu-{gpu}.lock", f"docker/run: waiting for GPU {gpu}"))
+        if settings.gpus:
+            with locked(scratch_root / "gpus.lock", "docker/run: waiting for its turn to take a GPU"):
+                job = replace(job, gpus=locks.enter_context(free_gpus(scratch_root, settings.gpus)))
         shutil.rmtree(job.scratch / "outs", ignore_errors=True)
         for folder in ("outs", "checkpoints", "tmp"):
             (job.scratch / folder).mkdir(parents=True, exist_ok=True)

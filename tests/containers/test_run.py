@@ -16,7 +16,7 @@ import pytest
 
 from stages.host.provenance import recipe
 from tests.containers.conftest import BASE, PLANTED, containers, start_dockerd
-from tests.pipeline.test_launcher import FETCH, change, dvc, environment, launch, scratch
+from tests.pipeline.test_launcher import FETCH, change, dvc, environment, launch, misbehave, scratch
 
 SMALL = {"fetch__sources__pretraining__rows": 500, "base_model__steps": 2, "base_model__architecture__layers": 1}
 
@@ -38,15 +38,6 @@ def settle(what, seconds=20):
     while (left := what()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left
-
-
-def misbehave(folder: Path, lines: str) -> None:
-    """Puts lines of Python at the start of the clone's fetch: code is mounted, so the container runs them."""
-    path = folder / "stages/fetch.py"
-    text = path.read_text(encoding="utf-8")
-    found = re.search(r'^def run\(.*?\) -> None:\n    """.*?"""\n', text, re.MULTILINE | re.DOTALL)
-    indented = "".join(f"    {line}\n" for line in lines.splitlines())
-    path.write_text(text[: found.end()] + indented + text[found.end() :], encoding="utf-8")
 
 
 def test_a_stage_in_a_container_gives_the_native_bytes_and_the_lock_does_not_know(contained, engine, image):

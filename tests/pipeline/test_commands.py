@@ -154,5 +154,5 @@ def test_experiments_are_recorded_and_sent_as_the_page_says(rebuilt, tmp_path):
 
 def test_every_page_is_found_from_the_readme():
     readme = read_page("README.md")
-    for page in ("first-run", "experiments", "data", "reading-the-report", "going-to-a-gpu", "publishing", "chat", "tracking", "scoring"):
+    for page in ("first-run", "experiments", "data", "reading-the-report", "going-to-a-gpu", "publishing", "chat", "tracking", "scoring", "clusters"):
         assert f"{page}.md" in readme

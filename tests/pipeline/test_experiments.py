@@ -1,6 +1,7 @@
 """DVC's own experiments through docker/run: in a temporary copy with its record, and the queued seeds of `mathmind seeds`."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from stages.host.seeds import collect, experiments
-from tests.pipeline.test_launcher import change, clone, dvc, environment, git, only, scratch  # noqa: F401
+from tests.pipeline.test_launcher import change, clone, dvc, end_queue_workers, environment, git, misbehave, only, scratch  # noqa: F401
 
 
 @pytest.fixture
@@ -81,3 +82,58 @@ def test_seeds_are_queued_once_and_their_scores_collected(clone):  # noqa: F811
     change(clone, base_model__steps=3)
     assert dvc(clone, "repro").returncode == 0
     assert collect(clone) == {}  # another base model now
+
+
+def ended(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_two_experiments_of_a_queue_run_at_the_same_time_each_on_a_gpu_of_its_own(committed, tmp_path):
+    """The GPUs are names alone: fetch computes on none, and each run waits here for the other's."""
+    (tmp_path / "on").mkdir()
+    change(committed, run__gpus=1)
+    misbehave(committed, f"import os, time\nfrom pathlib import Path\non = Path({str(tmp_path / 'on')!r})\n"
+              "(on / os.environ['CUDA_VISIBLE_DEVICES']).touch()\nuntil = time.monotonic() + 60\n"
+              "while len(list(on.iterdir())) < 2 and time.monotonic() < until:\n    time.sleep(0.1)\n"
+              "assert len(list(on.iterdir())) == 2, 'alone'")  # fmt: skip
+    git(committed, "commit", "-qam", "a GPU")
+    assert dvc(committed, "exp", "run", "--queue", "-n", "chats", "-S", "fetch.sources.chat.rows=110,120", "fetch").returncode == 0
+    dvc(committed, "queue", "start", "-j", "2", CUDA_VISIBLE_DEVICES="4,6")
+    assert ended(lambda: len(experiments(committed)) == 2), dvc(committed, "queue", "logs", "chats-1").stdout
+    assert names(tmp_path / "on") == ["4", "6"]
+
+
+def queue(folder, *arguments):
+    command = [sys.executable, "-m", "stages", "queue", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_queue_that_is_told_to_end_or_whose_machine_goes_down_is_gone_on_with_and_a_failure_is_named(committed, tmp_path):
+    begun, goes_on = tmp_path / "begun", tmp_path / "goes-on"
+    misbehave(committed, f"import time\nfrom pathlib import Path\nPath({str(begun)!r}).touch()\nassert p.sources['chat'].rows != 120, 'not this one'\n"
+              f"while not Path({str(goes_on)!r}).exists():\n    time.sleep(0.1)")  # fmt: skip
+    git(committed, "commit", "-qam", "slow")
+    assert dvc(committed, "exp", "run", "--queue", "-n", "chats", "-S", "fetch.sources.chat.rows=110", "fetch").returncode == 0
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        started = queue(committed)
+        assert ended(begun.exists), started.kill()
+        if number == signal.SIGKILL:
+            end_queue_workers(committed)  # as a machine that goes down ends all
+        started.send_signal(number)
+        said, _ = started.communicate(timeout=60)
+        assert started.returncode == (128 + number if number == signal.SIGTERM else -number), said
+        begun.unlink()
+    goes_on.touch()
+    assert dvc(committed, "exp", "run", "--queue", "-n", "fails", "-S", "fetch.sources.chat.rows=120", "fetch").returncode == 0
+    said, _ = (last := queue(committed, "-j", "2")).communicate(timeout=120)
+    assert last.returncode == 1 and "fails failed: `dvc queue logs fails` says why" in said, said
+    assert list(experiments(committed)) == ["chats"] and scratch(committed) == []
+    assert "not this one" in dvc(committed, "queue", "logs", "fails").stdout
+    assert queue(committed).wait(60) == 0  # nothing is left, and what has failed stays so

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -85,6 +86,15 @@ def only(folder, *stages):
     with (folder / "dvc.yaml").open("w", encoding="utf-8") as file:
         YAML().dump({"stages": {name: graph["stages"][name] for name in stages}}, file)
     (folder / "dvc.lock").unlink()
+
+
+def misbehave(folder: Path, lines: str) -> None:
+    """Puts lines of Python at the start of the clone's fetch: code is mounted, so the container runs them."""
+    path = folder / "stages/fetch.py"
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r'^def run\(.*?\) -> None:\n    """.*?"""\n', text, re.MULTILINE | re.DOTALL)
+    indented = "".join(f"    {line}\n" for line in lines.splitlines())
+    path.write_text(text[: found.end()] + indented + text[found.end() :], encoding="utf-8")
 
 
 def launch(folder, command=FETCH, **more):

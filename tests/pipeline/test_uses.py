@@ -44,6 +44,13 @@ def test_three_experiments_are_worked_off_by_two_workers_and_one_becomes_a_branc
     assert git(place, "status", "--porcelain") == ""
 
 
+def test_a_sweep_as_for_several_gpus_is_worked_off_on_a_cpu_and_one_of_it_reported(place):
+    """Its rates are those that the test above has run: what is tried is the way there."""
+    walk(place, "docs/clusters.md", "A sweep on one GPU, two or eight", instead={"1e-6,3e-6,1e-5,3e-5": "2e-4,5e-4"})
+    assert {name: rate(place, commit) for name, commit in experiments(place).items()} == {"rate-1": 0.0002, "rate-2": 0.0005}
+    assert "lr: 0.0005" in (place / "params.yaml").read_text() and (place / "results/report.html").is_file()
+
+
 def test_a_branch_is_compared_with_main_in_parameters_scores_and_curves(place):
     walk(place, GUIDE, "Compare a branch with main")
     page = (place / "dvc_plots/index.html").read_text(encoding="utf-8")

@@ -10,12 +10,13 @@ import threading
 
 import pytest
 
+from stages.host.engines import image_file
 from tests.imports import ROOT
 
 
 @pytest.fixture
 def tree(tmp_path):
-    shutil.copytree(ROOT / "docker", tmp_path / "docker")
+    shutil.copytree(ROOT / "docker", tmp_path / "docker", ignore=shutil.ignore_patterns("images"))
     shutil.copytree(ROOT / "params", tmp_path / "params")
     return tmp_path
 
@@ -133,3 +134,17 @@ def test_a_scratch_folder_that_no_stage_has_made_yet_is_nothing_to_mend(tree, hu
 def test_the_screen_shows_the_same(tree, hub):
     done = doctor(tree, "embedded", HF_ENDPOINT=hub)
     assert done.returncode == 0 and "profile embedded (chosen)" in done.stdout and hub in done.stdout
+
+
+def test_apptainer_is_spoken_of_where_it_is_asked_for_and_names_the_file_that_it_lacks(tree):
+    profile = tree / "params/embedded.yaml"
+    profile.write_text(profile.read_text(encoding="utf-8").replace("engine: native", "engine: apptainer"), encoding="utf-8")
+    file = image_file(tree, "cpu")
+    for made in (False, True):
+        if made:
+            (tree / file).parent.mkdir()
+            (tree / file).write_bytes(b"an image")
+        done = doctor(tree, "embedded", "--json", HF_ENDPOINT="http://127.0.0.1:9", PATH=os.path.dirname(sys.executable))
+        found = {line["subject"]: line for line in json.loads(done.stdout)}
+        assert done.returncode == 1 and found["apptainer"]["state"] == "missing" and found["image cpu"]["state"] == ("ok" if made else "missing")
+    assert found["image cpu"]["found"].startswith(f"{file}, ")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.documents import PAGES, Command, commands_of, in_blocks, in_sentences, is_named_in
 
-COMMANDS, USES, NOTEBOOK = (f"tests/pipeline/test_{name}.py" for name in ("commands", "uses", "notebook"))
+COMMANDS, USES, NOTEBOOK, EXPERIMENTS = (f"tests/pipeline/test_{name}.py" for name in ("commands", "uses", "notebook", "experiments"))
 
 # A test takes these blocks from the page, and types every command in them.
 WALKED = {
@@ -15,6 +15,7 @@ WALKED = {
     ("README.md", "Score anything, trust it further"): COMMANDS,
     ("README.md", "What is deterministic, and how that is checked"): COMMANDS,
     ("docs/experiments.md", None): USES,
+    ("docs/clusters.md", "A sweep on one GPU, two or eight"): USES,
     ("docs/chat.md", None): COMMANDS,
     ("docs/first-run.md", "The first changed thing"): COMMANDS,
     ("docs/publishing.md", None): COMMANDS,
@@ -52,10 +53,15 @@ TYPED = {
     r"dvc (pull|pull --allow-missing|push|push fetch .*|status)|dvc repro grpo && .*|dvc remote add --local --default drive FOLDER": COMMANDS,
     r"dvc (repro|repro --force|repro --force --single-item|metrics diff main|queue start)|git (diff|status)": USES,
     r"dvc exp run -S grpo\.lr=1e-4": USES,
+    r"dvc queue start -j 8": EXPERIMENTS,
+    r"dvc exp remove": COMMANDS,
 }
 
 # What no test types, and why.
 NOT_HERE = {
+    r"sbatch .*": "hours of GPUs; tests/launch/test_slurm.py runs the file, fetch in it, on a node of its own",
+    r"sky launch .*|dvc exp pull mathmind:.*|rsync -a mathmind:.*": "an account with a cloud; tests/launch/test_sky.py has SkyPilot read the task, and runs what it runs",
+    r"apptainer build .*|docker save .*|docker/images/.*": "minutes; tests/containers/test_apptainer.py runs what they make",
     r"make images|docker/build (NAME|--index .*|--wheels .*)": "an engine, a mirror: CI builds the cpu image from another base",
     r"docker/audit": "asks a service of advisories; its answers are tested in tests/unit/test_advisories.py",
     r"docker/install \.\./\.venv/rollout rollout": "gigabytes for a CUDA machine; CI installs cpu and host by the same program",

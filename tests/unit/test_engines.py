@@ -4,8 +4,9 @@ import csv
 
 import pytest
 
+from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params
-from stages.host.engines import Job, Native, _link_targets, _mount, hub_stages
+from stages.host.engines import Apptainer, Job, Native, _link_targets, _mount, hub_stages, image_file
 from stages.host.graph import read_graph
 from tests.imports import ROOT
 
@@ -13,11 +14,11 @@ PARAMS = read_params(ROOT / "params.yaml")
 GRAPH = read_graph(ROOT, PARAMS)
 
 
-def job(tmp_path, *, asks_hub, gpus=0):
-    settings = Run(engine="docker", gpus=gpus, workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
+def job(tmp_path, *, asks_hub=False, gpus=()):
+    settings = Run(engine="docker", gpus=len(gpus), workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
     stage = GRAPH["fetch"]
-    return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT,
-               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub)  # fmt: skip
+    return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT, main_tree=tmp_path,
+               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub, gpus=gpus)  # fmt: skip
 
 
 def test_a_mount_is_one_csv_row_whatever_the_path(tmp_path):
@@ -50,12 +51,45 @@ def test_only_a_stage_that_asks_the_hub_is_online_and_it_asks_the_callers_mirror
     assert [one.environment()["HF_HUB_OFFLINE"] for one in (asking, other)] == ["0", "1"]
 
 
-@pytest.mark.parametrize(("seen", "gpus", "given"), [(None, 1, "0"), ("3,5", 1, "3"), ("3,5", 0, ""), (None, 2, "0,1")])
-def test_a_stage_sees_as_many_gpus_as_the_profile_asks_for(tmp_path, monkeypatch, seen, gpus, given):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if seen:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    assert Native(job(tmp_path, asks_hub=False, gpus=gpus)).environment()["CUDA_VISIBLE_DEVICES"] == given
+def test_a_stage_sees_the_gpus_that_the_launcher_holds_for_it_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert Native(job(tmp_path, asks_hub=False, gpus=["5"])).environment()["CUDA_VISIBLE_DEVICES"] == "5"
+    assert Native(job(tmp_path, asks_hub=False)).environment()["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def apptainer(tmp_path, monkeypatch, recipe, **more):
+    """The engine where a program of its name tells of an image by this recipe."""
+    program = tmp_path / "bin/apptainer"
+    program.parent.mkdir(exist_ok=True)
+    labels = f'"org.opencontainers.image.version": "{recipe}", "org.label-schema.build-date": "today"'
+    program.write_text(f"#!/bin/sh\necho '{{\"data\": {{\"attributes\": {{\"labels\": {{{labels}}}}}}}}}'\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    return Apptainer(job(tmp_path, **more))
+
+
+def test_apptainer_gets_a_closed_container_and_its_variables_by_their_prefix(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "planted")
+    file = tmp_path / image_file(ROOT, "cpu")
+    with pytest.raises(InputError, match=rf"{file.name} is missing: make it of docker's image, `apptainer build docker/images/{file.name} "):
+        apptainer(tmp_path, monkeypatch, "")
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with pytest.raises(InputError, match="was made by recipe 0123"):
+        apptainer(tmp_path, monkeypatch, "0123")
+
+    recipe = file.stem.removeprefix("cpu-")
+    closed, asking = (apptainer(tmp_path, monkeypatch, recipe, asks_hub=asks, gpus=["5"]) for asks in (False, True))
+    command = closed.command()
+    assert command[4:7] == [str(tmp_path / "bin/apptainer"), "--quiet", "exec"] and command[command.index("--home") + 1] == str(tmp_path / "key/tmp")
+    assert {"--containall", "--cleanenv", "--no-privs", "--nv"} <= set(command)
+    assert command[command.index("--network") + 1] == "none" and "--network" not in asking.command()
+    assert [field for field in command if field.startswith("type=bind")] == [_mount(ROOT, writable=False), _mount(tmp_path / "key", writable=True)]
+    assert command[command.index(str(file)) :][1:4] == ["python", "-m", "stages.harness.run_stage"]
+    given = {name: value for name, value in closed.environment().items() if name.startswith("APPTAINERENV_")}
+    assert given["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "5" and given["APPTAINERENV_HF_HUB_OFFLINE"] == "1"
+    assert "APPTAINERENV_HOME" not in given and "planted" not in given.values()
+    assert closed.pinned is False
 
 
 @pytest.mark.parametrize(("profile", "stages"), [("embedded", set()), ("report-t4", {"fetch", "base-model"})])
