@@ -5,7 +5,7 @@ import platform
 import re
 import shutil
 import subprocess
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,19 @@ def differing_versions(lock: Path) -> list[str]:
     A package that the lock names and this Python has no need of (another platform's) is passed over.
     """
     pinned = _by_package(lock_text(lock))
-    installed = {package_name(dist.name): dist.version for dist in distributions()}
+    installed = dict(map(_installed, distributions()))
     return sorted(
         f"{name} {installed[name]} (lock: {' or '.join(sorted(versions))})"
         for name, versions in pinned.items()
         if name in installed and installed[name] not in versions
     )
+
+
+def _installed(package: Distribution) -> tuple[str, str]:
+    """Name and version, from the head of what a package says of itself: importlib would read all of it, twice, in ten times as long."""
+    told = package.read_text("METADATA") or package.read_text("PKG-INFO") or ""
+    name, version = (re.search(rf"^{field}: *(.*)", told, re.MULTILINE) for field in ("Name", "Version"))
+    return (package_name(name[1]), version[1]) if name and version else ("", "")  # a folder that a package's removal left
 
 
 def machine(gpus: list[str]) -> dict[str, Any]:
