@@ -13,19 +13,23 @@ import os
 import platform
 import random
 import resource
+import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
-from stages.harness import measures
+from stages.harness import measures, ranks
 from stages.harness.errors import InputError
 from stages.harness.jsonl import write_json
 from stages.harness.params import STAGES, read_params, section, section_of
+from stages.harness.processes import die_with_parent
 
 PARAMS = Path("params.yaml")
 TREE = Path(__file__).resolve().parents[2]
 MAY_ASK_THE_HUB = {"fetch", "base-model"}  # the launcher tells it to these alone, where a parameter names a source there
 GARBAGE = 100_000  # objects made between two searches for cycles: importing torch's libraries takes a fifth less than with 700
+PATIENCE = 3.0  # seconds in which a process that failed for want of another is ended, so that the other's failure is the one told
 RECORD = "stage.json"  # in the scratch folder: what the run measured, for the launcher's timing record
 
 
@@ -33,6 +37,8 @@ def main(arguments: list[str]) -> int:
     """Runs one stage and returns its exit status: 0, or 2 after one sentence about what the user can mend."""
     gc.set_threshold(GARBAGE)
     sys.modules["wandb"] = None  # to trl it is not installed: importing it takes half a second, and a stage reports to nobody
+    if ranks.size() > 1:
+        die_with_parent(int(os.environ[ranks.STARTER]), by=signal.SIGKILL)
     try:
         stage, paths = _parse(arguments)
         _run(stage, paths)
@@ -45,6 +51,13 @@ def main(arguments: list[str]) -> int:
         print(f"{arguments[0]}: the disk is full at {error.filename or 'the scratch folder'}: free some space and run "
               "again; nothing that was there before is lost", file=sys.stderr)  # fmt: skip
         return 2
+    except Exception as error:
+        if ranks.size() == 1:
+            raise
+        if isinstance(error, RuntimeError):  # as torch's words that another is gone are
+            time.sleep(PATIENCE)
+        traceback.print_exc()
+        return 1
     return 0
 
 
@@ -98,6 +111,8 @@ def _run(stage: str, paths: dict[str, Path]) -> None:
     start = time.monotonic()
     module.run(params, **{name: offered[name] for name in asked})
     seconds = time.monotonic() - start
+    if not ranks.is_first():
+        return
 
     if absent := [path for name, path in paths.items() if name.startswith("out") and not path.exists()]:
         raise RuntimeError(f"{stage} ended without writing {absent[0]}")
