@@ -10,9 +10,11 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 
+from stages.harness.errors import InputError
 from stages.harness.ranks import RUN, STARTER
 
 WAIT = 900  # seconds until all machines must have come
@@ -21,6 +23,11 @@ WAIT = 900  # seconds until all machines must have come
 def main(arguments: list[str]) -> int:
     """Returns the stage's exit status, the first that was not 0, or 128 and a signal's number."""
     asked = _parse(arguments)
+    try:
+        talk_over = _network(asked.rendezvous)
+    except InputError as error:
+        print(f"{asked.stage[0]}: {error}", file=sys.stderr)
+        return 2
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -28,6 +35,8 @@ def main(arguments: list[str]) -> int:
 
     logging.disable(logging.CRITICAL)  # the launcher's own account of a failure stands before the one that tells what it was
     os.environ |= {RUN: asked.run, STARTER: str(os.getpid())}
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", talk_over)
     for number in (signal.SIGINT, signal.SIGHUP):  # a process in the midst of a sum heeds SIGTERM alone
         signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     logs = Path(os.environ.get("TMPDIR", "/tmp")) / "ranks"
@@ -66,6 +75,25 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rendezvous")
     parser.add_argument("stage", nargs=argparse.REMAINDER)
     return parser.parse_args(arguments)
+
+
+def _network(rendezvous: str | None) -> str:
+    """The network over which processes talk: that which leads to the first machine; on one machine none leaves it."""
+    if rendezvous is None:
+        return "lo"
+    import psutil
+
+    host, port = rendezvous.split(":")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.connect((host, int(port)))
+            own = asking.getsockname()[0]
+    except OSError as error:
+        raise InputError(f"params.yaml: run.rendezvous: {host} cannot be reached from here ({error.strerror}): "
+                         "give an address of the first machine that all others reach") from None  # fmt: skip
+    if own.startswith("127."):
+        raise InputError(f"params.yaml: run.rendezvous: {host} is {own} here, which no other machine reaches: give this machine's address")
+    return next(name for name, found in psutil.net_if_addrs().items() if own in {each.address for each in found})
 
 
 def _rendezvous(asked: argparse.Namespace) -> dict:

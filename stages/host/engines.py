@@ -31,6 +31,8 @@ from stages.host.hub_sources import hub_sources
 NATIVE_PASSES_ON = ("PATH", "LD_LIBRARY_PATH", "TERM", "COLUMNS")
 HUB_PASSES_ON = ("HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")  # by name: never on a command line
 LOCK_LABEL, BASE_LABEL = "mathmind.lock", "org.opencontainers.image.base.name"
+TOGETHER = ("sft", "qlora", "orpo")  # stages that several processes train together
+BETWEEN_MACHINES = ("GLOO_", "NCCL_")  # the caller's variables of these names say which network processes talk over
 PLENTY = 32768  # files and processes of a stage
 
 
@@ -47,11 +49,17 @@ class Job:
     scratch: Path
     lock: Path  # held by the launcher for as long as it lives
     asks_hub: bool  # fetch and base-model, where a parameter names a source on the hub
+    key: str = ""  # of the run
+    node: int = 0  # this machine's place among those that run it
 
     def command(self, python: str) -> list[str]:
         """The stage's own command, its outs turned into the scratch folder."""
         name, *pairs = self.arguments
         command = [python, "-m", "stages.harness.run_stage", name, "--scratch", str(self.scratch)]
+        if self.is_parallel:
+            settings = self.settings
+            apart = ["--nodes", str(settings.nodes), "--node", str(self.node), "--rendezvous", settings.rendezvous] if settings.nodes > 1 else []
+            command[2:3] = ["stages.harness.run_ranks", "--processes", str(self.processes), "--run", self.key, *apart]
         for option, path in zip(pairs[::2], pairs[1::2]):
             command += [option, str(self.scratch / "outs" / path) if option.startswith("--out") else path]
         return [*command, "--local-files", str(self.local_files)]
@@ -65,6 +73,8 @@ class Job:
         if self.settings.gpus == 0:
             given["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled on a CPU; loading the compiler takes a second
             given["CUDA_VISIBLE_DEVICES"] = ""  # a profile that asks for no GPU gives the same bits where there is one
+        if self.is_parallel and self.settings.nodes > 1:
+            given |= {name: value for name, value in os.environ.items() if name.startswith(BETWEEN_MACHINES)}
         if self.asks_hub:
             given["HF_HUB_OFFLINE"] = "0"
         asked = determinism(self.tree)
@@ -72,6 +82,15 @@ class Job:
             given["MATHMIND_UNPINNED"] = "1"
             asked |= {name: os.environ[name] for name in asked if name in os.environ}
         return asked | given
+
+    @property
+    def processes(self) -> int:
+        """That this machine gives to the run."""
+        return (self.settings.processes or self.settings.gpus or 1) if self.stage.name in TOGETHER else 1
+
+    @property
+    def is_parallel(self) -> bool:
+        return self.stage.name in TOGETHER and self.processes * self.settings.nodes > 1
 
     @property
     def gpus(self) -> list[str]:
@@ -215,6 +234,8 @@ class Container:
         return ["--user", "0:0" if "rootless" in security else ids]
 
     def _network(self) -> list[str]:
+        if self.job.is_parallel and self.job.settings.nodes > 1:
+            return ["--network", "host"]
         return [] if self.job.asks_hub else ["--network", "none"]
 
     def _memory(self) -> list[str]:

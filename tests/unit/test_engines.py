@@ -14,7 +14,8 @@ GRAPH = read_graph(ROOT, PARAMS)
 
 
 def job(tmp_path, *, asks_hub, gpus=0):
-    settings = Run(engine="docker", gpus=gpus, workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
+    settings = Run(engine="docker", gpus=gpus, processes=None, nodes=1, rendezvous=None, workers=None, memory=None, scratch=None,
+                   local_files="data/local", unpinned=False)  # fmt: skip
     stage = GRAPH["fetch"]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT,
                local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub)  # fmt: skip
