@@ -47,6 +47,8 @@ def meet() -> None:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(local_rank())
+    else:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # it would say cpu:0, cpu:1, which torch.load takes for devices that it has not
     init_process_group("nccl" if gpu else "gloo", timeout=LONGEST_WAIT)
     own = os.environ.get(RUN, "")
     if len(set(everybody(own))) > 1:

@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"{asked.stage[0]}: {error}", file=sys.stderr)
         return 2
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # it warns of machines without a name
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", talk_over)
     for number in (signal.SIGINT, signal.SIGHUP):  # a process in the midst of a sum heeds SIGTERM alone
         signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    logs = Path(os.environ.get("TMPDIR", "/tmp")) / "ranks"
+    logs = Path(asked.stage[asked.stage.index("--scratch") + 1]) / "ranks"
     shutil.rmtree(logs, ignore_errors=True)
     silent = {local: Std.ALL for local in range(asked.processes) if local or asked.node}
     config = LaunchConfig(

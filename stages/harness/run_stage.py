@@ -47,18 +47,23 @@ def main(arguments: list[str]) -> int:
         return 2
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            return _failed(error)
         print(f"{arguments[0]}: the disk is full at {error.filename or 'the scratch folder'}: free some space and run "
               "again; nothing that was there before is lost", file=sys.stderr)  # fmt: skip
         return 2
     except Exception as error:
-        if ranks.size() == 1:
-            raise
-        if isinstance(error, RuntimeError):  # as torch's words that another is gone are
-            time.sleep(PATIENCE)
-        traceback.print_exc()
-        return 1
+        return _failed(error)
     return 0
+
+
+def _failed(error: Exception) -> int:
+    """Leaves an error to Python where one process runs; one of several shows it and lets nothing keep it from its end."""
+    if ranks.size() == 1:
+        raise error
+    if isinstance(error, RuntimeError):  # as torch's words that another is gone are
+        time.sleep(PATIENCE)
+    traceback.print_exception(error)
+    return 1
 
 
 def _parse(arguments: list[str]) -> tuple[str, dict[str, Path]]:
@@ -121,6 +126,7 @@ def _run(stage: str, paths: dict[str, Path]) -> None:
         "seconds": round(seconds, 2),
         "peak_memory_mib": max(own, children) // 1024,
         **_gpu_peak(),
+        **({"processes": ranks.size()} if ranks.size() > 1 else {}),
         "python": platform.python_version(),
         **measures.noted(),
     })  # fmt: skip

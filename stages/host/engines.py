@@ -31,7 +31,7 @@ from stages.host.hub_sources import hub_sources
 NATIVE_PASSES_ON = ("PATH", "LD_LIBRARY_PATH", "TERM", "COLUMNS")
 HUB_PASSES_ON = ("HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")  # by name: never on a command line
 LOCK_LABEL, BASE_LABEL = "mathmind.lock", "org.opencontainers.image.base.name"
-TOGETHER = ("sft", "qlora", "orpo")  # stages that several processes train together
+TOGETHER = ("base-model", "sft", "qlora", "orpo")  # stages that several processes train together
 BETWEEN_MACHINES = ("GLOO_", "NCCL_")  # the caller's variables of these names say which network processes talk over
 PLENTY = 32768  # files and processes of a stage
 

@@ -14,7 +14,7 @@ from stages.harness.jsonl import read_rows
 from stages.harness.params import StageParams
 from stages.training.checkpoints import sealer, where_all_go_on
 from stages.training.curves import LIVE, Curve, recorder
-from stages.training.dealing import micro_batches
+from stages.training.dealing import micro_batches, share_of
 from stages.training.models import Precision, save_adapter
 
 
@@ -46,6 +46,7 @@ def begin(p: Optimisation, max_length: int, scratch: Path):
     To be called before trl is imported, which unsloth rewrites, and before an adapter is drawn, for which trl seeds too
     late. `max_length` is that of the longest row, in tokens; what a backend compiles goes to `scratch`.
     """
+    share_of(p.per_device_batch * p.accumulation)  # before anything is loaded
     if p.backend == "unsloth":
         if ranks.size() > 1:
             raise InputError("params.yaml: backend: unsloth trains in one process: set run.processes and run.nodes to 1, or use transformers")
@@ -126,8 +127,6 @@ def train(stage: str, trainer, *, base: Path, checkpoints: Path, out: Path, out_
     save_adapter(trainer.model, trainer.processing_class, base, out)
     curve.write(out_curve)
     measures.note(steps=trainer.state.global_step, tokens=_tokens(trainer))
-    if ranks.size() > 1:
-        measures.note(processes=ranks.size())
 
 
 def pace():
