@@ -28,14 +28,14 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"{asked.stage[0]}: {error}", file=sys.stderr)
         return 2
-    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # it warns of machines without a name
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"  # what torch's store says of itself; the processes do say what went wrong
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.CRITICAL)  # the launcher's own account of a failure stands before the one that tells what it was
-    os.environ |= {RUN: asked.run, STARTER: str(os.getpid())}
+    os.environ |= {RUN: asked.run, STARTER: str(os.getpid()), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", talk_over)
     for number in (signal.SIGINT, signal.SIGHUP):  # a process in the midst of a sum heeds SIGTERM alone
@@ -57,10 +57,12 @@ def main(arguments: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "stages.harness.run_stage", *asked.stage)
     except ChildFailedError as error:
-        return _tell(stage, error, logs)
+        return _tell(asked, error, logs)
     except SignalException as error:
         return 128 + error.sigval
     except (RendezvousError, TimeoutError, RuntimeError) as error:
+        if asked.nodes == 1:
+            raise
         print(f"{stage}: {asked.nodes} machines were to meet at {asked.rendezvous} and did not within {WAIT // 60} minutes "
               f"({str(error).splitlines()[0]}): start the stage on each of them, and see that the port can be reached", file=sys.stderr)  # fmt: skip
         return 2
@@ -104,16 +106,20 @@ def _rendezvous(asked: argparse.Namespace) -> dict:
     return {"rdzv_backend": "static", "rdzv_endpoint": asked.rendezvous, "rdzv_configs": {"rank": asked.node, "timeout": WAIT}}
 
 
-def _tell(stage: str, error, logs: Path) -> int:
-    """Shows what the process said that failed first, and how it ended."""
+def _tell(asked: argparse.Namespace, error, logs: Path) -> int:
+    """Shows what the process of this machine said that failed first, and how it ended."""
+    stage = asked.stage[0]
     rank, failure = error.get_first_failure()
+    if failure.exitcode == 2 and 0 in error.failures:  # what is wrong for all, the first has said
+        return 2
     for said in sorted(logs.glob(f"*/attempt_0/{failure.local_rank}/std*.log")):
         sys.stderr.write(said.read_text(encoding="utf-8", errors="replace"))
     if failure.exitcode < 0:
         print(f"{stage}: process {rank} was killed ({failure.signal_name()}): the others ended with it", file=sys.stderr)
         return 128 - failure.exitcode
     if failure.exitcode != 2:
-        print(f"{stage}: process {rank} failed first: the others ended with it", file=sys.stderr)
+        lost = "; if it lost one of another machine, that one says why" if asked.nodes > 1 else ""
+        print(f"{stage}: process {rank} failed first: the others ended with it{lost}", file=sys.stderr)
     return failure.exitcode
 
 

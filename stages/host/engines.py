@@ -94,10 +94,10 @@ class Job:
 
     @property
     def gpus(self) -> list[str]:
-        """The first `run.gpus` of the GPUs that the caller lets be seen: with more, a trainer would spread its batches over all."""
+        """One a process, the first of those that the caller lets be seen: with more, a trainer would spread its batches over all."""
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         listed = seen.split(",") if seen else [str(number) for number in range(self.settings.gpus)]
-        return listed[: self.settings.gpus]
+        return listed[: min(self.settings.gpus, self.processes)]
 
     def hub_environment(self) -> dict[str, str]:
         """The caller's token, endpoint and proxies, for the stages that ask the hub; nothing for the others."""

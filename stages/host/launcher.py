@@ -135,7 +135,8 @@ def join(name: str, node: int) -> None:
     if name not in TOGETHER:
         raise InputError(f"{name} is not trained by several machines: {', '.join(TOGETHER)} are")
     if not 0 < node < settings.nodes:
-        raise InputError(f"params.yaml: run.nodes is {settings.nodes}: the machines that join have the places 1 to run.nodes - 1, found {node}")
+        raise InputError(f"params.yaml: run.nodes is {settings.nodes}, the first machine among them, and place {node} is not of them: "
+                         "say there how many train together, as on the first")  # fmt: skip
     os.environ[NODE] = str(node)
     command = shlex.split(graph[name].command)
     os.execv(command[0], command)

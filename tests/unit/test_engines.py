@@ -4,21 +4,23 @@ import csv
 
 import pytest
 
+from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params
 from stages.host.engines import Job, Native, _link_targets, _mount, hub_stages
 from stages.host.graph import read_graph
+from stages.host.launcher import hold_to_sense
 from tests.imports import ROOT
 
 PARAMS = read_params(ROOT / "params.yaml")
 GRAPH = read_graph(ROOT, PARAMS)
 
 
-def job(tmp_path, *, asks_hub, gpus=0):
-    settings = Run(engine="docker", gpus=gpus, processes=None, nodes=1, rendezvous=None, workers=None, memory=None, scratch=None,
+def job(tmp_path, *, asks_hub=False, gpus=0, name="fetch", **run):
+    settings = Run(engine="docker", gpus=gpus, **{"processes": None, "nodes": 1, "rendezvous": None, **run}, workers=None, memory=None, scratch=None,
                    local_files="data/local", unpinned=False)  # fmt: skip
-    stage = GRAPH["fetch"]
+    stage = GRAPH[name]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT,
-               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub)  # fmt: skip
+               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub, key="abc")  # fmt: skip
 
 
 def test_a_mount_is_one_csv_row_whatever_the_path(tmp_path):
@@ -51,12 +53,42 @@ def test_only_a_stage_that_asks_the_hub_is_online_and_it_asks_the_callers_mirror
     assert [one.environment()["HF_HUB_OFFLINE"] for one in (asking, other)] == ["0", "1"]
 
 
-@pytest.mark.parametrize(("seen", "gpus", "given"), [(None, 1, "0"), ("3,5", 1, "3"), ("3,5", 0, ""), (None, 2, "0,1")])
-def test_a_stage_sees_as_many_gpus_as_the_profile_asks_for(tmp_path, monkeypatch, seen, gpus, given):
+@pytest.mark.parametrize(("seen", "gpus", "given", "one"), [(None, 1, "0", "0"), ("3,5", 1, "3", "3"), ("3,5", 0, "", ""), (None, 2, "0,1", "0")])
+def test_a_stage_sees_a_gpu_for_each_of_its_processes(tmp_path, monkeypatch, seen, gpus, given, one):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if seen:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    assert Native(job(tmp_path, asks_hub=False, gpus=gpus)).environment()["CUDA_VISIBLE_DEVICES"] == given
+    for name, expected in (("sft", given), ("grpo", one)):
+        assert Native(job(tmp_path, name=name, gpus=gpus)).environment()["CUDA_VISIBLE_DEVICES"] == expected
+
+
+@pytest.mark.parametrize(("name", "run", "begins"), [
+    ("sft", {}, ["stages.harness.run_stage", "sft"]),
+    ("sft", {"gpus": 1}, ["stages.harness.run_stage", "sft"]),
+    ("grpo", {"gpus": 4}, ["stages.harness.run_stage", "grpo"]),
+    ("sft", {"gpus": 4}, ["stages.harness.run_ranks", "--processes", "4", "--run", "abc", "sft"]),
+    ("orpo", {"processes": 2}, ["stages.harness.run_ranks", "--processes", "2", "--run", "abc", "orpo"]),
+    ("qlora", {"nodes": 2, "rendezvous": "first:29400"},
+     ["stages.harness.run_ranks", "--processes", "1", "--run", "abc", "--nodes", "2", "--node", "0", "--rendezvous", "first:29400", "qlora"]),
+])  # fmt: skip
+def test_a_stage_that_trains_starts_as_many_processes_as_it_has_gpus_or_is_told(tmp_path, name, run, begins):
+    command = job(tmp_path, name=name, **run).command("python")
+    assert command[2 : 2 + len(begins)] == begins and command[2 + len(begins)] == "--scratch"
+
+
+def test_machines_that_train_together_use_the_callers_choice_of_network_and_a_container_of_theirs_the_hosts(tmp_path, monkeypatch):
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    apart, alone = job(tmp_path, name="sft", nodes=2, rendezvous="first:29400"), job(tmp_path, name="sft", processes=2)
+    assert apart.environment()["NCCL_SOCKET_IFNAME"] == "ib0" and "NCCL_SOCKET_IFNAME" not in alone.environment()
+
+
+@pytest.mark.parametrize(("run", "sentence"), [
+    ({"nodes": 2}, "run.nodes is 2 and run.rendezvous is null"),
+    ({"gpus": 2, "processes": 4}, "run.processes is 4 and run.gpus 2: each process needs a GPU of its own"),
+])
+def test_what_cannot_be_run_is_refused(tmp_path, run, sentence):
+    with pytest.raises(InputError, match=sentence):
+        hold_to_sense(job(tmp_path, **run).settings)
 
 
 @pytest.mark.parametrize(("profile", "stages"), [("embedded", set()), ("report-t4", {"fetch", "base-model"})])
