@@ -408,8 +408,8 @@ def serve(model: str, gguf: str | None, engine: str | None, host: str, port: int
 def join(stage: str, node: int) -> None:
     """Trains a stage together with the machine that runs it.
 
-    STAGE is base-model, sft, qlora or orpo. The first machine runs `dvc repro` and gets what is made; each of the others runs this, in the same
-    commit with the same params.yaml and inputs. It ends with the stage.
+    STAGE is base-model, sft, qlora or orpo. The first machine runs `dvc repro` and gets what is made; each of the others runs
+    this, in the same commit with the same params.yaml and inputs. It ends with the stage.
 
     \b
     mathmind join qlora

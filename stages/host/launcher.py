@@ -67,8 +67,8 @@ def _launch(arguments: list[str]) -> int:
     key = working_key(tree, stage, values, entries)
     main_tree = Path(os.environ.get("DVC_ROOT") or tree)
     scratch_root = Path(settings.scratch) if settings.scratch else main_tree / ".dvc" / "tmp" / "mathmind"
-    place = scratch_root / stage.name / (f"{key}-{node}" if node else key)  # a file system may be the machines' common one
-    lock = place.with_name(f"{place.name}.lock")
+    apart = f"-{node}" if node else ""  # the machines may have one file system
+    lock = scratch_root / stage.name / f"{key}{apart}.lock"
     job = Job(
         image=images[arguments[0]],
         stage=stage,
@@ -76,7 +76,7 @@ def _launch(arguments: list[str]) -> int:
         settings=settings,
         tree=tree,
         local_files=main_tree / settings.local_files,
-        scratch=place,
+        scratch=scratch_root / stage.name / f"{key}{apart}",
         lock=lock,
         asks_hub=stage.name in hub_stages(values),
         key=key,
@@ -86,7 +86,7 @@ def _launch(arguments: list[str]) -> int:
     with ExitStack() as locks:
         locks.enter_context(locked(lock, f"docker/run: waiting for another run of {stage.name}"))
         for gpu in job.gpus:
-            locks.enter_context(locked(scratch_root / f"gpu-{gpu}.lock", f"docker/run: waiting for GPU {gpu}"))
+            locks.enter_context(locked(scratch_root / f"gpu-{gpu}{apart}.lock", f"docker/run: waiting for GPU {gpu}"))
         shutil.rmtree(job.scratch / "outs", ignore_errors=True)
         for folder in ("outs", "checkpoints", "tmp"):
             (job.scratch / folder).mkdir(parents=True, exist_ok=True)

@@ -24,17 +24,7 @@ from stages.harness.params import read_params
 from stages.harness.processes import die_with_parent
 from stages.host.cache import Cache, difference, outside_a_run
 from stages.host.differences import Difference, differences, first_value
-from stages.host.graph import (
-    DVC,
-    GraphStage,
-    entry_deps,
-    entry_outs,
-    files_of,
-    lock_outs,
-    lock_stages,
-    parse_yaml,
-    read_graph,
-)
+from stages.host.graph import DVC, GraphStage, entry_deps, entry_outs, files_of, lock_outs, lock_stages, parse_yaml, read_graph
 from stages.host.launcher import locked, remove
 from stages.host.provenance import TIMING, read_timing
 

@@ -82,16 +82,17 @@ def last_whole_checkpoint(checkpoints: Path) -> str | None:
 
 def where_all_go_on(checkpoints: Path) -> str | None:
     """The first process's last whole checkpoint, for all of them; machines without it are sent its files."""
-    if not ranks.of_several_machines():
-        return ranks.told(last_whole_checkpoint(checkpoints) if ranks.is_first() else None)
     found = last_whole_checkpoint(checkpoints) if ranks.is_first() else None
+    if not ranks.of_several_machines():
+        return ranks.told(found)
     files = {path.name: path.read_bytes() for path in Path(found).iterdir()} if found else {}
     name, files = ranks.told((Path(found).name if found else None, files))
     if ranks.local_rank() == 0 and not ranks.is_first():
         for other in checkpoints.glob("checkpoint-*"):
             shutil.rmtree(other)
+        if name:
+            (checkpoints / name).mkdir()
         for file, content in files.items():
-            (checkpoints / name).mkdir(exist_ok=True)
             (checkpoints / name / file).write_bytes(content)
     ranks.everybody(None)  # none goes on before the files are there
     return str(checkpoints / name) if name else None
