@@ -1,8 +1,8 @@
 """Starts the processes of one machine that run a stage together, through torch's own launcher, and says which failed first.
 
 `python -m stages.harness.run_ranks --processes 2 --run KEY STAGE --base ...` where docker/run would else start run_stage. Several
-machines meet at --rendezvous, the first machine's host:port, each with its --node. What the first process says is shown as it comes;
-of another's nothing, unless it is the one that failed.
+machines meet at --rendezvous, the first machine's host:port, each with its --node; when one fails or falls silent, all end. What the
+first process says is shown as it comes; of another's nothing, unless it is the one that failed.
 """
 
 import argparse
@@ -10,21 +10,19 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 from pathlib import Path
 
 from stages.harness.errors import InputError
+from stages.harness.machines import WAIT, Others, network
 from stages.harness.ranks import RUN, STARTER
-
-WAIT = 900  # seconds until all machines must have come
 
 
 def main(arguments: list[str]) -> int:
     """Returns the stage's exit status, the first that was not 0, or 128 and a signal's number."""
     asked = _parse(arguments)
     try:
-        talk_over = _network(asked.rendezvous)
+        talk_over = network(asked.rendezvous)
     except InputError as error:
         print(f"{asked.stage[0]}: {error}", file=sys.stderr)
         return 2
@@ -53,20 +51,25 @@ def main(arguments: list[str]) -> int:
         signals_to_handle="SIGTERM",
         **_rendezvous(asked),
     )
-    stage = asked.stage[0]
+    others = Others(asked.stage[0], asked.rendezvous, asked.node, asked.nodes) if asked.nodes > 1 else None
+    status = 1
     try:
         elastic_launch(config, sys.executable)("-m", "stages.harness.run_stage", *asked.stage)
+        status = 0
     except ChildFailedError as error:
-        return _tell(asked, error, logs)
+        status = _tell(asked, error, logs)
     except SignalException as error:
-        return 128 + error.sigval
+        status = 128 + error.sigval
     except (RendezvousError, TimeoutError, RuntimeError) as error:
         if asked.nodes == 1:
             raise
-        print(f"{stage}: {asked.nodes} machines were to meet at {asked.rendezvous} and did not within {WAIT // 60} minutes "
+        status = 2
+        print(f"{asked.stage[0]}: {asked.nodes} machines were to meet at {asked.rendezvous} and did not within {WAIT // 60} minutes "
               f"({str(error).splitlines()[0]}): start the stage on each of them, and see that the port can be reached", file=sys.stderr)  # fmt: skip
-        return 2
-    return 0
+    finally:
+        if others:
+            others.tell(status)
+    return status
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -78,25 +81,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rendezvous")
     parser.add_argument("stage", nargs=argparse.REMAINDER)
     return parser.parse_args(arguments)
-
-
-def _network(rendezvous: str | None) -> str:
-    """The network over which processes talk: that which leads to the first machine; on one machine none leaves it."""
-    if rendezvous is None:
-        return "lo"
-    import psutil
-
-    host, port = rendezvous.split(":")
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-            asking.connect((host, int(port)))
-            own = asking.getsockname()[0]
-    except OSError as error:
-        raise InputError(f"params.yaml: run.rendezvous: {host} cannot be reached from here ({error.strerror}): "
-                         "give an address of the first machine that all others reach") from None  # fmt: skip
-    if own.startswith("127."):
-        raise InputError(f"params.yaml: run.rendezvous: {host} is {own} here, which no other machine reaches: give this machine's address")
-    return next(name for name, found in psutil.net_if_addrs().items() if own in {each.address for each in found})
 
 
 def _rendezvous(asked: argparse.Namespace) -> dict:
@@ -118,8 +102,7 @@ def _tell(asked: argparse.Namespace, error, logs: Path) -> int:
         print(f"{stage}: process {rank} was killed ({failure.signal_name()}): the others ended with it", file=sys.stderr)
         return 128 - failure.exitcode
     if failure.exitcode != 2:
-        lost = "; if it lost one of another machine, that one says why" if asked.nodes > 1 else ""
-        print(f"{stage}: process {rank} failed first: the others ended with it{lost}", file=sys.stderr)
+        print(f"{stage}: process {rank} failed first: the others ended with it", file=sys.stderr)
     return failure.exitcode
 
 
