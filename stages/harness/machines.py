@@ -45,12 +45,13 @@ class Others:
     def __init__(self, stage: str, rendezvous: str, node: int, nodes: int) -> None:
         self.stage, self.rendezvous, self.node, self.nodes = stage, rendezvous, node, nodes
         self.heard: dict[int, float] = {}  # when each last said something new
+        self.ended = False  # by another
         for work in (self._talk, self._listen):
             Thread(target=work, daemon=True).start()
 
     def tell(self, status: int) -> None:
         """Says that this machine has failed, if it has; the first, where the store is, waits until it has been heard."""
-        if status:
+        if status and not self.ended:
             with suppress(RuntimeError):
                 self._store(seconds=5).set(f"failed {self.node}", "")
                 time.sleep(0 if self.node else 2 * BEAT)
@@ -59,7 +60,9 @@ class Others:
         from torch.distributed import TCPStore
 
         host, port = self.rendezvous.split(":")
-        return TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds))
+        return TCPStore(
+            host, int(port), is_master=self.node == 0, multi_tenant=True, wait_for_workers=False, timeout=timedelta(seconds=seconds)
+        )
 
     def _talk(self) -> None:
         words: dict[int, bytes] = {}
@@ -83,6 +86,6 @@ class Others:
                     return self._end(f"machine {other} has said nothing for {SILENCE:.0f} s")
 
     def _end(self, why: str) -> None:
-        self.heard.clear()
+        self.ended = True
         print(f"{self.stage}: {why}: all end", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stages.harness.machines import BEAT
 from stages.training.checkpoints import SEAL
 from tests.imports import ROOT
 from tests.pipeline.conftest import CHANGES
@@ -68,18 +69,18 @@ def test_two_processes_pretrain_as_one_does(small):
     assert two["step"] == one["step"] == "20" and float(two["loss"]) == pytest.approx(float(one["loss"]), rel=TOLERANCE)
 
 
-def ranks_of(started: subprocess.Popen) -> dict[int, psutil.Process]:
-    """The processes that a run has started, by rank, once there are two."""
+def ranks_of(started: subprocess.Popen, count: int = 2) -> dict[int, psutil.Process]:
+    """The processes that a run has started on its machine, by rank, once there are so many."""
     deadline = time.monotonic() + ENDS_WITHIN
     while time.monotonic() < deadline:
         found = {}
         for process in psutil.Process(started.pid).children(recursive=True):
             if "stages.harness.run_stage" in process.cmdline() and (rank := process.environ().get("RANK")):
                 found[int(rank)] = process
-        if len(found) == 2:
+        if len(found) == count:
             return found
         time.sleep(0.05)
-    raise AssertionError("no two processes have come up")
+    raise AssertionError(f"{count} processes have not come up")
 
 
 def wait_for(path: Path, started: subprocess.Popen) -> None:
@@ -175,16 +176,25 @@ def machines(together, tmp_path):
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-@pytest.mark.skipif(not namespaces_work(), reason="no network namespace can be made here: that takes root")
-def test_two_machines_train_what_two_processes_of_one_do_and_the_first_has_it(together, machines):
+APART = pytest.mark.skipif(not namespaces_work(), reason="no network namespace can be made here: that takes root")
+
+
+def both(machines) -> tuple[subprocess.Popen, subprocess.Popen]:
     """`dvc repro sft` on the first, `mathmind join sft` on the other."""
-    (first, in_first), (other, in_other) = machines
-    join = [*in_other, sys.executable, "-m", "stages", "join", "sft"]
-    joined = subprocess.Popen(join, cwd=other, env=environment(PYTHONPATH=str(other)), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    repro = [*in_first, sys.executable, "-m", "dvc", "repro", "sft"]
-    done = subprocess.run(repro, cwd=first, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    said, _ = joined.communicate(timeout=ENDS_WITHIN)
-    assert done.returncode == 0, done.stdout + said
+    commands = [["-m", "dvc", "repro", "sft"], ["-m", "stages", "join", "sft"]]
+    return tuple(
+        subprocess.Popen([*inside, sys.executable, *command], cwd=folder, env=environment(PYTHONPATH=str(folder)), text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for (folder, inside), command in zip(machines, commands, strict=True)
+    )  # fmt: skip
+
+
+@APART
+def test_two_machines_train_what_two_processes_of_one_do_and_the_first_has_it(together, machines):
+    started, joined = both(machines)
+    output, said = started.communicate()[0], joined.communicate(timeout=ENDS_WITHIN)[0]
+    first, other = (folder for folder, _ in machines)
+    assert started.returncode == 0, output + said
     assert joined.returncode == 0 and said.splitlines()[-1] == "sft: the first machine has its outs", said
 
     ours, theirs = digest(first / "models/sft"), digest(together / "two-sft")
@@ -196,3 +206,15 @@ def test_two_machines_train_what_two_processes_of_one_do_and_the_first_has_it(to
     assert (first / "dvc.lock").exists() and not (other / "dvc.lock").exists()
     assert not (other / "models/sft").exists() and scratch(first) == scratch(other) == []
     assert (other / "results/timing/sft.json").read_bytes() == (ROOT / "results/timing/sft.json").read_bytes()
+
+
+@APART
+def test_when_one_machine_fails_the_other_says_so_and_ends(machines):
+    started, joined = both(machines)
+    mine, others = (ranks_of(run, 1) for run in (started, joined))
+    wait_for(machines[0][0] / ".dvc/tmp/mathmind/sft", started)
+    time.sleep(2 * BEAT)  # until each has heard of the other
+    others[1].kill()
+    assert "sft: process 1 was killed (SIGKILL)" in ended(joined, others)
+    assert "sft: machine 1 failed, and says why: all end" in ended(started, mine)
+    assert started.returncode and joined.returncode and not (machines[0][0] / "models/sft").exists()
