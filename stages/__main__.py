@@ -419,6 +419,23 @@ def serve(model: str, gguf: str | None, engine: str | None, host: str, port: int
         serving.serve_llama_cpp(Path.cwd(), model, gguf, host, port, api_key)
 
 
+@main.command()
+@click.argument("stage", metavar="STAGE", shell_complete=completing.joined_stage)
+@click.option("--node", type=click.IntRange(min=1), default=1, show_default=True, help="this machine's place; the first is 0")
+def join(stage: str, node: int) -> None:
+    """Trains a stage together with the machine that runs it.
+
+    STAGE is base-model, sft, qlora or orpo. The first machine runs `dvc repro` and gets what is made; each of the others runs
+    this, in the same commit with the same params.yaml and inputs. It ends with the stage.
+
+    \b
+    mathmind join qlora
+    """
+    from stages.host.launcher import join as become
+
+    become(stage, node)
+
+
 @main.command("plots-page")
 def plots_page() -> None:
     """Writes the page that `dvc plots` fills, with no network.

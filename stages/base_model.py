@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from stages.corpus.sources_lock import pinned_model
+from stages.harness import ranks
 from stages.harness.errors import InputError
 from stages.training.curves import Curve
 from stages.training.pretraining import Pretraining, pretrain
@@ -32,6 +33,8 @@ def run(
     A model that others made has no curve of ours, so it is empty, and source.json says where the model is from and, where
     it is published, on what terms.
     """
+    if p.kind != "pretrain" and not ranks.is_first():
+        return
     match p.kind:
         case "hub":
             if p.repo is None:
@@ -44,4 +47,6 @@ def run(
             take_local(p.folder, p.sha256, local_files, out)
             Curve().write(out_curve)
         case "pretrain":
-            pretrain(p, raw, checkpoints, out).write(out_curve)
+            curve = pretrain(p, raw, checkpoints, out)
+            if ranks.is_first():
+                curve.write(out_curve)

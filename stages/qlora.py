@@ -10,6 +10,7 @@ from pydantic import Field
 
 from stages.corpus.tokenizer_files import marks_of
 from stages.harness import measures
+from stages.training.dealing import dealt
 from stages.training.models import Lora, in_32_bits, load_tokenizer
 from stages.training.packing import Packed, layout
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
@@ -34,7 +35,7 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
     rows = layout(p, base, checkpoints, nf4=True)
     model = backend.new_adapter(rows.prepare(backend.load_base(base, nf4=True)), p.lora)
     tokenizer = load_tokenizer(base, mix / "qlora" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
-    trainer = SFTTrainer(
+    trainer = dealt(SFTTrainer)(
         model=model,
         args=SFTConfig(
             **arguments(p, checkpoints) | rows.arguments,

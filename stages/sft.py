@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from stages.corpus.tokenizer_files import marks_of
+from stages.training.dealing import dealt
 from stages.training.models import Lora, load_tokenizer
 from stages.training.packing import Packed, layout
 from stages.training.stopping import StopAtForm, stop_at_form
@@ -32,7 +33,7 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
     rows = layout(p, base, checkpoints)
     model = backend.new_adapter(rows.prepare(backend.load_base(base)), p.lora)
     tokenizer = load_tokenizer(base, mix / "sft" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
-    trainer = SFTTrainer(
+    trainer = dealt(SFTTrainer)(
         model=model,
         args=SFTConfig(
             **arguments(p, checkpoints) | rows.arguments,

@@ -40,6 +40,9 @@ class Run(StageParams):
 
     engine: Literal["native", "docker", "podman", "apptainer"]
     gpus: int = Field(ge=0)
+    processes: int | None = Field(gt=0)  # of a machine, that train one model together; null: one a GPU, or one
+    nodes: int = Field(gt=0)  # machines that train together
+    rendezvous: str | None = Field(pattern=r"^[^\s:/]+:\d+$")  # host:port of the first machine, where there are several
     workers: int | None = Field(gt=0)  # processes of a stage that can use several; null: one a core
     memory: str | None  # a container's limit, such as 12g
     scratch: str | None  # where stages write before their outs are moved; default: .dvc/tmp/mathmind

@@ -13,28 +13,34 @@ import os
 import platform
 import random
 import resource
+import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
-from stages.harness import measures
+from stages.harness import measures, ranks
 from stages.harness.errors import InputError
 from stages.harness.jsonl import write_json
 from stages.harness.params import STAGES, read_params, section, section_of
+from stages.harness.processes import die_with_parent
 
 PARAMS = Path("params.yaml")
 TREE = Path(__file__).resolve().parents[2]
 MAY_ASK_THE_HUB = {"fetch", "base-model"}  # the launcher tells it to these alone, where a parameter names a source there
 HASH_WORDS = {"prepare-mix", "preference-pairs"}  # by datasketch, which imports scipy
-# Objects made between two searches for cycles: more than importing torch's libraries makes, which then takes a fourth less.
-# A training makes some hundred cycles at its start, and none in its updates.
+# Objects made between two searches for cycles, none of which then falls into the imports: these leave 800,000 objects, and a search
+# among them takes long. A training leaves some hundred objects in cycles at its start, and none by its updates.
 GARBAGE = 1_000_000
+PATIENCE = 3.0  # seconds in which a process that failed for want of another is ended, so that the other's failure is the one told
 RECORD = "stage.json"  # in the scratch folder: what the run measured, for the launcher's timing record
 
 
 def main(arguments: list[str]) -> int:
     """Runs one stage and returns its exit status: 0, or 2 after one sentence about what the user can mend."""
     gc.set_threshold(GARBAGE)
+    if ranks.size() > 1:
+        die_with_parent(int(os.environ[ranks.STARTER]), by=signal.SIGKILL)
     try:
         stage, paths = _parse(arguments)
         _hide_unused(stage)
@@ -44,11 +50,23 @@ def main(arguments: list[str]) -> int:
         return 2
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            return _failed(error)
         print(f"{arguments[0]}: the disk is full at {error.filename or 'the scratch folder'}: free some space and run "
               "again; nothing that was there before is lost", file=sys.stderr)  # fmt: skip
         return 2
+    except Exception as error:
+        return _failed(error)
     return 0
+
+
+def _failed(error: Exception) -> int:
+    """Leaves an error to Python where one process runs; one of several shows it and lets nothing keep it from its end."""
+    if ranks.size() == 1:
+        raise error
+    if isinstance(error, RuntimeError):  # as torch's words that another is gone are
+        time.sleep(PATIENCE)
+    traceback.print_exception(error)
+    return 1
 
 
 def _parse(arguments: list[str]) -> tuple[str, dict[str, Path]]:
@@ -108,6 +126,8 @@ def _run(stage: str, paths: dict[str, Path]) -> None:
     start = time.monotonic()
     module.run(params, **{name: offered[name] for name in asked})
     seconds = time.monotonic() - start
+    if not ranks.is_first():
+        return
 
     if absent := [path for name, path in paths.items() if name.startswith("out") and not path.exists()]:
         raise RuntimeError(f"{stage} ended without writing {absent[0]}")
@@ -116,6 +136,7 @@ def _run(stage: str, paths: dict[str, Path]) -> None:
         "seconds": round(seconds, 2),
         "peak_memory_mib": max(own, children) // 1024,
         **_gpu_peak(),
+        **({"processes": ranks.size()} if ranks.size() > 1 else {}),
         "python": platform.python_version(),
         **measures.noted(),
     })  # fmt: skip

@@ -46,6 +46,14 @@ def stage(folder: Path, context: Context) -> Iterable[str]:
 
 
 @_offers
+def joined_stage(folder: Path, context: Context) -> Iterable[str]:
+    """Stages that several machines train together."""
+    from stages.host.engines import TOGETHER
+
+    return TOGETHER
+
+
+@_offers
 def seeded_stage(folder: Path, context: Context) -> Iterable[str]:
     """Stages with a seed of their own that are not named yet."""
     from stages.host.seeds import SEEDED

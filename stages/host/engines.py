@@ -34,6 +34,8 @@ LOCK_LABEL, BASE_LABEL, RECIPE_LABEL = "mathmind.lock", "org.opencontainers.imag
 IMAGE_FILES = Path("docker/images")  # apptainer's, below the main repository; git-ignored
 # apptainer changes its credentials, and the kernel then forgets that it shall end with its parent: a shell in its group does not.
 ENDS_TOGETHER = 'trap "kill -KILL 0" INT TERM HUP; "$@" & wait $!'
+TOGETHER = ("base-model", "sft", "qlora", "orpo")  # stages that several processes train together
+BETWEEN_MACHINES = ("GLOO_", "NCCL_")  # the caller's variables of these names say which network processes talk over
 PLENTY = 32768  # files and processes of a stage
 
 
@@ -52,11 +54,17 @@ class Job:
     lock: Path  # held by the launcher for as long as it lives
     asks_hub: bool  # fetch and base-model, where a parameter names a source on the hub
     gpus: Sequence[str] = ()  # those that the launcher holds for it: a trainer would spread its batches over all that it sees
+    key: str = ""  # of the run
+    node: int = 0  # this machine's place among those that run it
 
     def command(self, python: str) -> list[str]:
         """The stage's own command, its outs turned into the scratch folder."""
         name, *pairs = self.arguments
         command = [python, "-m", "stages.harness.run_stage", name, "--scratch", str(self.scratch)]
+        if self.is_parallel:
+            settings = self.settings
+            apart = ["--nodes", str(settings.nodes), "--node", str(self.node), "--rendezvous", settings.rendezvous] if self.of_several_machines else []
+            command[2:3] = ["stages.harness.run_ranks", "--processes", str(self.processes), "--run", self.key, *apart]
         for option, path in zip(pairs[::2], pairs[1::2]):
             command += [option, str(self.scratch / "outs" / path) if option.startswith("--out") else path]
         return [*command, "--local-files", str(self.local_files)]
@@ -70,6 +78,8 @@ class Job:
         if self.settings.gpus == 0:
             given["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled on a CPU; loading the compiler takes a second
             given["CUDA_VISIBLE_DEVICES"] = ""  # a profile that asks for no GPU gives the same bits where there is one
+        if self.of_several_machines:
+            given |= {name: value for name, value in os.environ.items() if name.startswith(BETWEEN_MACHINES)}
         if self.asks_hub:
             given["HF_HUB_OFFLINE"] = "0"
         asked = determinism(self.tree)
@@ -77,6 +87,24 @@ class Job:
             given["MATHMIND_UNPINNED"] = "1"
             asked |= {name: os.environ[name] for name in asked if name in os.environ}
         return asked | given
+
+    @property
+    def processes(self) -> int:
+        """That this machine gives to the run."""
+        return (self.settings.processes or self.settings.gpus or 1) if self.stage.name in TOGETHER else 1
+
+    @property
+    def gpus_wanted(self) -> int:
+        """One a process."""
+        return min(self.settings.gpus, self.processes)
+
+    @property
+    def is_parallel(self) -> bool:
+        return self.processes > 1 or self.of_several_machines
+
+    @property
+    def of_several_machines(self) -> bool:
+        return self.stage.name in TOGETHER and self.settings.nodes > 1
 
     def hub_environment(self) -> dict[str, str]:
         """The caller's token, endpoint and proxies, for the stages that ask the hub; nothing for the others."""
@@ -208,6 +236,8 @@ class Container:
         return ["--user", "0:0" if "rootless" in security else ids]
 
     def _network(self) -> list[str]:
+        if self.job.of_several_machines:
+            return ["--network", "host"]
         return [] if self.job.asks_hub else ["--network", "none"]
 
     def _memory(self) -> list[str]:
@@ -245,7 +275,7 @@ class Apptainer:
         job = self.job
         options = ["--containall", "--cleanenv", "--no-eval", "--no-privs", "--no-mount", "tmp,hostfs,bind-paths",
                    "--home", f"{job.scratch}/tmp", "--pwd", str(job.tree)]  # fmt: skip
-        options += [] if job.asks_hub else ["--net", "--network", "none"]
+        options += [] if job.asks_hub or job.of_several_machines else ["--net", "--network", "none"]
         options += ["--memory", job.settings.memory] if job.settings.memory else []
         options += ["--nv"] if job.gpus else []
         for folder in readable(job):

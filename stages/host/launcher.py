@@ -29,11 +29,12 @@ from stages.harness.processes import die_with_parent
 from stages.harness.run_stage import RECORD
 from stages.host import provenance
 from stages.host.cache import hold_inputs_to_the_lock
-from stages.host.engines import Job, engine, hub_stages
+from stages.host.engines import TOGETHER, Job, engine, hub_stages
 from stages.host.gpus import free_gpus
 from stages.host.graph import GraphStage, lock_stages, read_graph, working_key
 from stages.host.tracking import Tracking, followed, tracked
 
+NODE = "MATHMIND_NODE"  # this machine's place among those that run a stage together: `mathmind join` sets it
 GRACE = 10  # seconds between a signal that is handed on and the end of what does not heed it
 
 
@@ -56,6 +57,8 @@ def _launch(arguments: list[str]) -> int:
     settings = section(Path("params.yaml"), values, "run", Run)
     images = section(Path("params.yaml"), values, "images", Images).model_dump()
     tracking = section(Path("params.yaml"), values, "tracking", Tracking)
+    hold_to_sense(settings)
+    node = int(os.environ.get(NODE, "0"))
     if not arguments or arguments[0] not in images:
         raise InputError(f"the first argument is a role, one of {', '.join(images)}, found {arguments[:1]}")
 
@@ -66,7 +69,8 @@ def _launch(arguments: list[str]) -> int:
     key = working_key(tree, stage, values, entries)
     main_tree = Path(os.environ.get("DVC_ROOT") or tree)
     scratch_root = Path(settings.scratch) if settings.scratch else main_tree / ".dvc" / "tmp" / "mathmind"
-    lock = scratch_root / stage.name / f"{key}.lock"
+    apart = f"-{node}" if node else ""  # the machines may have one file system
+    lock = scratch_root / stage.name / f"{key}{apart}.lock"
     job = Job(
         image=images[arguments[0]],
         stage=stage,
@@ -75,23 +79,25 @@ def _launch(arguments: list[str]) -> int:
         tree=tree,
         main_tree=main_tree,
         local_files=main_tree / settings.local_files,
-        scratch=scratch_root / stage.name / key,
+        scratch=scratch_root / stage.name / f"{key}{apart}",
         lock=lock,
         asks_hub=stage.name in hub_stages(values),
+        key=key,
+        node=node,
     )
 
     with ExitStack() as locks:
         locks.enter_context(locked(lock, f"docker/run: waiting for another run of {stage.name}"))
-        if settings.gpus:
-            with locked(scratch_root / "gpus.lock", "docker/run: waiting for its turn to take a GPU"):
-                job = replace(job, gpus=locks.enter_context(free_gpus(scratch_root, settings.gpus)))
+        if job.gpus_wanted:
+            with locked(scratch_root / f"gpus{apart}.lock", "docker/run: waiting for its turn to take a GPU"):
+                job = replace(job, gpus=locks.enter_context(free_gpus(scratch_root, job.gpus_wanted)))
         shutil.rmtree(job.scratch / "outs", ignore_errors=True)
         for folder in ("outs", "checkpoints", "tmp"):
             (job.scratch / folder).mkdir(parents=True, exist_ok=True)
 
         chosen = engine(job)
         run = followed(tracking, stage, key, values, role=arguments[0], tree=tree, home=main_tree, scratch=job.scratch)
-        tracker = locks.enter_context(tracked(run))
+        tracker = locks.enter_context(tracked(None if node else run))
         with chosen.tidied():
             status = _run(chosen.command(), chosen.environment())
         if status != 0:
@@ -100,6 +106,10 @@ def _launch(arguments: list[str]) -> int:
                 print(f"docker/run: {stage.name}: {sentence}", file=sys.stderr)
             tracker.status = status
             return status
+        if node:
+            shutil.rmtree(job.scratch)
+            print(f"{stage.name}: the first machine has its outs", flush=True)
+            return 0
 
         record = read_json(job.scratch / RECORD)
         _move_into_place({job.scratch / "outs" / out: tree / out for out in stage.outs})
@@ -110,6 +120,30 @@ def _launch(arguments: list[str]) -> int:
         tracker.status = 0
     print(f"{stage.name}: wrote {', '.join(stage.outs)} in {record['seconds']:.1f} s", flush=True)
     return 0
+
+
+def hold_to_sense(settings: Run) -> None:
+    """InputError where `run` asks for what cannot be."""
+    if settings.nodes > 1 and not settings.rendezvous:
+        raise InputError(f"params.yaml: run.nodes is {settings.nodes} and run.rendezvous is null: give the first machine's host:port")
+    if settings.gpus and settings.processes and settings.processes > settings.gpus:
+        raise InputError(f"params.yaml: run.processes is {settings.processes} and run.gpus {settings.gpus}: each process needs a GPU of its own")
+
+
+def join(name: str, node: int) -> None:
+    """Becomes docker/run for a stage that the first machine runs, as another of the machines that train it together."""
+    values = read_params(Path("params.yaml"))
+    settings = section(Path("params.yaml"), values, "run", Run)
+    hold_to_sense(settings)
+    graph = read_graph(Path.cwd(), values)
+    if name not in TOGETHER:
+        raise InputError(f"{name} is not trained by several machines: {', '.join(TOGETHER)} are")
+    if not 0 < node < settings.nodes:
+        raise InputError(f"params.yaml: run.nodes is {settings.nodes}, the first machine among them, and place {node} is not of them: "
+                         "say there how many train together, as on the first")  # fmt: skip
+    os.environ[NODE] = str(node)
+    command = shlex.split(graph[name].command)
+    os.execv(command[0], command)
 
 
 def _stage_of(arguments: list[str], graph: dict[str, GraphStage]) -> GraphStage:

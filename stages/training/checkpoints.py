@@ -6,6 +6,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from stages.harness import ranks
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json, write_json
 
@@ -26,7 +27,9 @@ def sealer():
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             for reference in folder.glob("*/adapter_config.json"):
                 shutil.rmtree(reference.parent)
-            _seal(folder)
+            _bring_together(folder)
+            if ranks.is_first():
+                _seal(folder)
 
     return Sealer()
 
@@ -75,6 +78,34 @@ def last_whole_checkpoint(checkpoints: Path) -> str | None:
         print(f"{folder.name} is not as it was written: it is left out", flush=True)
         shutil.rmtree(folder)
     return str(whole[-1]) if whole else None
+
+
+def where_all_go_on(checkpoints: Path) -> str | None:
+    """The first process's last whole checkpoint, for all of them; machines without it are sent its files."""
+    found = last_whole_checkpoint(checkpoints) if ranks.is_first() else None
+    if not ranks.of_several_machines():
+        return ranks.told(found)
+    files = {path.name: path.read_bytes() for path in Path(found).iterdir()} if found else {}
+    name, files = ranks.told((Path(found).name if found else None, files))
+    if ranks.local_rank() == 0 and not ranks.is_first():
+        for other in checkpoints.glob("checkpoint-*"):
+            shutil.rmtree(other)
+        if name:
+            (checkpoints / name).mkdir()
+        for file, content in files.items():
+            (checkpoints / name / file).write_bytes(content)
+    ranks.everybody(None)  # none goes on before the files are there
+    return str(checkpoints / name) if name else None
+
+
+def _bring_together(folder: Path) -> None:
+    """Brings to the first process what each other one has of a checkpoint: the state of its generators, wherever it lies."""
+    if ranks.size() == 1:
+        return
+    own = folder / f"rng_state_{ranks.rank()}.pth"
+    for rank, state in enumerate(ranks.everybody(own.read_bytes())):
+        if ranks.is_first():
+            (folder / f"rng_state_{rank}.pth").write_bytes(state)
 
 
 def _seal(folder: Path) -> None:

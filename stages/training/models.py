@@ -9,6 +9,7 @@ from pydantic import Field
 
 from stages.corpus.chat_format import without_marks
 from stages.corpus.tokenizer_files import keep_sentencepiece, marks_of
+from stages.harness import ranks
 from stages.harness.arithmetic import use_portable_arithmetic
 from stages.harness.errors import InputError
 from stages.harness.params import StageParams
@@ -57,7 +58,7 @@ class Transformers:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            device_map="cuda" if torch.cuda.is_available() and (nf4 or not lent) else None,
+            device_map=_gpu() if torch.cuda.is_available() and (nf4 or not lent) else None,
             quantization_config=quantization if nf4 else None,
         )
         for module in model.modules():
@@ -85,6 +86,11 @@ class Transformers:
         from peft import PeftModel
 
         return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+def _gpu() -> str:
+    """Of several processes each has its own."""
+    return "cuda" if ranks.size() == 1 else f"cuda:{ranks.local_rank()}"
 
 
 def in_32_bits(model) -> None:

@@ -7,14 +7,16 @@ taken, and that nothing is computed for padding, nor a logit for a token that is
 import os
 from collections.abc import Sequence
 from functools import cache, partial
+from math import gcd
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from stages.harness import measures
+from stages.harness import measures, ranks
 from stages.harness.errors import InputError
 from stages.harness.params import StageParams
+from stages.training.dealing import micro_batches, share_of
 from stages.training.memory import Needs, Shape, choose
 
 ATTENTION = "packed"  # its name among transformers' attention functions
@@ -40,7 +42,7 @@ class Padded:
     loss_type = "nll"
 
     def __init__(self, p) -> None:
-        self.rows = p.per_device_batch
+        self.rows = max(p.per_device_batch // ranks.size(), 1)  # of a process, where they are evaluated
         self.arguments: dict[str, Any] = {}
 
     def prepare(self, model):
@@ -68,13 +70,13 @@ class PackedRows:
         needs = Needs(Shape.read(base), rank, nf4, 4 if p.precision == "fp32" else 2, longest, CHUNK, beside)
         self.p, self.strict, self.longest = p.packed, p.strict, longest
         recompute = True if by_batch and p.packed.recompute is None else p.packed.recompute
-        self.plan = choose(needs, batch, memory, rows=p.packed.rows, recompute=recompute, dequantise=p.packed.dequantise)
+        rows = p.packed.rows and gcd(p.packed.rows, share_of(batch))
+        self.plan = ranks.told(choose(needs, share_of(batch), memory, rows=rows, recompute=recompute, dequantise=p.packed.dequantise))
         self.tokens_kept = needs.tokens_kept(memory, dequantise=self.plan.dequantise)
         self.rows = self.plan.rows
         self.collator = partial(pack, longest=longest)
         self.arguments = {
-            "per_device_train_batch_size": self.plan.rows,
-            "gradient_accumulation_steps": batch // self.plan.rows,
+            **micro_batches(batch, self.plan.rows),
             "gradient_checkpointing": self.plan.recompute,
         }
         measures.note(rows=self.plan.rows, recompute=self.plan.recompute, dequantised=self.plan.dequantise)

@@ -3,18 +3,20 @@
 import math
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 from pydantic import Field
 
 from stages.corpus.marks import STOP_TOKENS, TEXT_END
-from stages.harness import measures
+from stages.harness import measures, ranks
 from stages.harness.arithmetic import use_portable_arithmetic, use_strict_kernels
 from stages.harness.errors import InputError
 from stages.harness.params import StageParams
 from stages.harness.progress import progress
 from stages.training import checkpoints as kept
 from stages.training.curves import LIVE, Curve
+from stages.training.dealing import share_of
 from stages.training.own_tokenizer import PAD, train_tokenizer
 from stages.training.rows import as_tensors, documents_of, in_random_order, pack
 
@@ -56,12 +58,14 @@ class Pretraining(StageParams):
 
 
 def pretrain(p: Pretraining, raw: Path, checkpoints: Path, out: Path) -> Curve:
-    """Trains tokenizer and model, writes their folder and returns the loss curve."""
+    """Trains tokenizer and model and returns the loss curve; the first process writes their folder."""
     if p.max_length > p.architecture.positions:
         raise InputError(
             f"params.yaml: base_model.max_length: {p.max_length} is more than architecture.positions, "
             f"{p.architecture.positions}: lower the one or raise the other"
         )
+    own = share_of(p.per_device_batch)
+    mine = slice(own * ranks.rank(), own * (ranks.rank() + 1))  # rows of a batch
     import torch
     from transformers import GenerationConfig, PreTrainedTokenizerFast
 
@@ -70,17 +74,21 @@ def pretrain(p: Pretraining, raw: Path, checkpoints: Path, out: Path) -> Curve:
     rows = pack(tokenizer, documents, p.max_length, p.prompt_weight)
     packed = sum(len(row["seq_lengths"]) for row in rows)
 
+    if ranks.size() > 1 and len(rows) < p.per_device_batch:
+        raise InputError(f"params.yaml: base_model.sources fill {len(rows)} rows, fewer than per_device_batch: let one process train, or read more")
+    ranks.meet()
     use_portable_arithmetic()
     use_strict_kernels(p.strict)
     torch.manual_seed(p.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _model(p, tokenizer).to(device)  # drawn on the CPU: the same start on every device
+    forward = model if ranks.size() == 1 else torch.nn.parallel.DistributedDataParallel(model)
     # Fused: its square root is the processor's own; the plain form's is MKL's, which differs between makers.
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=p.lr, betas=BETAS, weight_decay=p.weight_decay, fused=True
     )
-    curve, tokens, done, running = Curve(checkpoints / LIVE), 0, 0, []
-    if checkpoint := kept.last_whole_checkpoint(checkpoints):
+    curve, tokens, done, running = Curve(checkpoints / LIVE if ranks.is_first() else None), 0, 0, []
+    if checkpoint := kept.where_all_go_on(checkpoints):
         told = kept.load(Path(checkpoint), model, optimizer)
         tokens, done = told["tokens"], told["done"]
         for row in told["curve"]:
@@ -94,10 +102,12 @@ def pretrain(p: Pretraining, raw: Path, checkpoints: Path, out: Path) -> Curve:
                 group["lr"] = rate
             batch = as_tensors(rows_of_step, tokenizer.token_to_id(PAD))
             tokens += int((batch[2] > 0).sum())
-            ids, positions, weights = (part.to(device) for part in batch)
+            ids, positions, weights = (part[mine].to(device) for part in batch)
             with torch.autocast(device.type, torch.bfloat16, enabled=p.precision == "bf16"):
-                logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+                logits = forward(input_ids=ids, position_ids=positions, use_cache=False).logits
             loss = weighted_loss(logits.float(), ids, weights)
+            if ranks.size() > 1:  # so that the mean over processes is that over the tokens of all
+                loss = loss * (ranks.size() * float(batch[2][mine].sum() / batch[2].sum()))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -105,14 +115,16 @@ def pretrain(p: Pretraining, raw: Path, checkpoints: Path, out: Path) -> Curve:
             running.append(loss.detach())
             shown = {}
             if step % NOTE_EVERY == 0 or step == p.steps:  # only here is a GPU waited for
-                shown = {"loss": sum(part.item() for part in running) / len(running)}
+                shown = {"loss": fmean(ranks.everybody(sum(part.item() for part in running) / len(running)))}
                 curve.add(step, **shown, lr=rate)
                 running = []
-            if step % p.save_every == 0:
+            if step % p.save_every == 0 and ranks.is_first():
                 curve_so_far = [{"step": step, **row} for step, row in curve.rows.items()]
                 kept.save(checkpoints, step, model, optimizer, {"done": step, "tokens": tokens, "curve": curve_so_far})
             advance(**shown)
 
+    if not ranks.is_first():
+        return curve
     stop_ids = [tokenizer.token_to_id(token) for token in reversed(STOP_TOKENS)]
     model.generation_config = GenerationConfig(eos_token_id=stop_ids, pad_token_id=tokenizer.token_to_id(PAD))
     model.save_pretrained(out)

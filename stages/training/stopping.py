@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from stages.corpus.chat_format import render
-from stages.harness import measures
+from stages.harness import measures, ranks
 from stages.harness.jsonl import read_rows
 from stages.harness.params import StageParams
 from stages.inference.engine import Sampling
@@ -42,13 +42,16 @@ def stop_at_form(p: StopAtForm, trainer, validation: Path):
     prompts = [render(tokenizer.chat_template, question) for question in questions]
 
     class Callback(TrainerCallback):
+        def share_in_form(self):
+            engine = TransformersEngine(trainer.model.eval(), tokenizer, p.problems)
+            with fork_rng():
+                answers = engine.generate(prompts, Sampling(p.max_new_tokens))
+            getattr(trainer.model, "for_training", trainer.model.train)()  # unsloth's switches more than a flag
+            return in_form([answer.text for answer in answers])
+
         def on_step_end(self, args, state, control, **_):
             if state.global_step % p.every == 0:
-                engine = TransformersEngine(trainer.model.eval(), tokenizer, p.problems)
-                with fork_rng():
-                    answers = engine.generate(prompts, Sampling(p.max_new_tokens))
-                getattr(trainer.model, "for_training", trainer.model.train)()  # unsloth's switches more than a flag
-                share = in_form([answer.text for answer in answers])
+                share = ranks.told(self.share_in_form() if ranks.is_first() else None)
                 due = control.should_log
                 trainer.log({"form": share})
                 control.should_log = due  # trl's own log of this step is still to come

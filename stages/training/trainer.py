@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.harness import measures
+from stages.harness import measures, ranks
 from stages.harness.arithmetic import use_strict_kernels
+from stages.harness.errors import InputError
 from stages.harness.jsonl import read_rows
 from stages.harness.params import StageParams
-from stages.training.checkpoints import last_whole_checkpoint, sealer
+from stages.training.checkpoints import sealer, where_all_go_on
 from stages.training.curves import LIVE, Curve, recorder
+from stages.training.dealing import micro_batches, share_of
 from stages.training.models import Precision, save_adapter
 
 
@@ -44,7 +46,10 @@ def begin(p: Optimisation, max_length: int, scratch: Path):
     To be called before trl is imported, which unsloth rewrites, and before an adapter is drawn, for which trl seeds too
     late. `max_length` is that of the longest row, in tokens; what a backend compiles goes to `scratch`.
     """
+    share_of(p.per_device_batch * p.accumulation)  # before anything is loaded
     if p.backend == "unsloth":
+        if ranks.size() > 1:
+            raise InputError("params.yaml: backend: unsloth trains in one process: set run.processes and run.nodes to 1, or use transformers")
         from stages.training.unsloth_backend import Unsloth
 
         backend = Unsloth(p.precision, p.seed, p.gradient_checkpointing, max_length, scratch)
@@ -54,6 +59,7 @@ def begin(p: Optimisation, max_length: int, scratch: Path):
         backend = Transformers(p.precision)
     from transformers import set_seed
 
+    ranks.meet()
     use_strict_kernels(p.strict)
     set_seed(p.seed)
     return backend
@@ -75,8 +81,7 @@ def arguments(p: Optimisation, checkpoints: Path) -> dict[str, Any]:
         "optim": p.optimizer,
         "weight_decay": p.weight_decay,
         "max_grad_norm": p.max_grad_norm,
-        "per_device_train_batch_size": p.per_device_batch,
-        "gradient_accumulation_steps": p.accumulation,
+        **micro_batches(p.per_device_batch * p.accumulation, p.per_device_batch),
         "max_steps": p.max_steps,
         "num_train_epochs": p.epochs,
         "gradient_checkpointing": p.gradient_checkpointing,
@@ -90,6 +95,7 @@ def arguments(p: Optimisation, checkpoints: Path) -> dict[str, Any]:
         "bf16": p.precision == "bf16",
         "fp16": p.precision == "fp16",
         "dataloader_pin_memory": torch.cuda.is_available(),
+        **({"ddp_find_unused_parameters": False} if ranks.size() > 1 else {}),
     }
 
 
@@ -104,20 +110,22 @@ def dataset(path: Path, columns: tuple[str, ...]):
 def train(stage: str, trainer, *, base: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
     """Trains from the last whole checkpoint of a killed run of the same key, or from the start.
 
-    Writes the adapter with its tokenizer to `out` and what the trainer logged to `out_curve`; notes steps, the seconds that
-    they took and the tokens of the rows that it read.
+    The first process writes the adapter with its tokenizer to `out` and what the trainer logged to `out_curve`; notes steps, the
+    seconds that they took and the tokens of the rows that were read.
     """
     from transformers.trainer_callback import PrinterCallback
 
-    curve = Curve(checkpoints / LIVE)
+    curve = Curve(checkpoints / LIVE if ranks.is_first() else None)
     trainer.remove_callback(PrinterCallback)  # our own callback shows progress
     trainer.add_callback(recorder(curve, stage, trainer.args.max_steps))
     trainer.add_callback(sealer())
     trainer.add_callback(pace())
     walk_once(trainer.model)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(checkpoints))
+    trainer.train(resume_from_checkpoint=where_all_go_on(checkpoints))
     measures.note(training_seconds=round(time.monotonic() - started, 2))
+    if not ranks.is_first():
+        return
     save_adapter(trainer.model, trainer.processing_class, base, out)
     curve.write(out_curve)
     measures.note(steps=trainer.state.global_step, tokens=_tokens(trainer))

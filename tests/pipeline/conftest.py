@@ -111,8 +111,9 @@ class Workplace:
         with (self.folder / "params.yaml").open("w", encoding="utf-8") as file:
             YAML().dump(values, file)
 
-    def start(self, stage: str, *, scratch: str = "scratch", **paths: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "stages.harness.run_stage", stage]
+    def start(self, stage: str, *, scratch: str = "scratch", processes: int = 1, **paths: str) -> subprocess.Popen:
+        several = ["stages.harness.run_ranks", "--processes", str(processes)]
+        command = [sys.executable, "-m", *(several if processes > 1 else ["stages.harness.run_stage"]), stage]
         command += ["--scratch", scratch, "--local-files", "local"]
         for name, path in paths.items():
             command += [f"--{name.replace('_', '-')}", path]
@@ -121,15 +122,15 @@ class Workplace:
             command, cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
-    def run(self, stage: str, **paths: str) -> subprocess.CompletedProcess:
-        started = self.start(stage, **paths)
+    def run(self, stage: str, *, processes: int = 1, **paths: str) -> subprocess.CompletedProcess:
+        started = self.start(stage, processes=processes, **paths)
         output, _ = started.communicate()
         return subprocess.CompletedProcess(started.args, started.returncode, output)
 
-    def do(self, stage: str, **paths: str) -> None:
+    def do(self, stage: str, *, processes: int = 1, **paths: str) -> None:
         """Runs a stage from nothing; asserts that it ends well."""
         self.runs += 1
-        done = self.run(stage, scratch=f"scratch-{self.runs}", **paths)
+        done = self.run(stage, scratch=f"scratch-{self.runs}", processes=processes, **paths)
         assert done.returncode == 0, done.stdout
 
     def do_all_up_to_sft(self) -> None:

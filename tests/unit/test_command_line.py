@@ -85,7 +85,7 @@ def test_every_command_explains_what_it_takes(name):
             assert argument.make_metavar(click.Context(command)).strip("[].") in text
 
 
-NO_DATA = {"queue", "serve", "plots-page", "report"}  # servers of a kind, and what writes pages under names that are always the same
+NO_DATA = {"queue", "serve", "join", "plots-page", "report"}  # servers of a kind, a stage, and what writes pages under names that are always the same
 
 
 @pytest.mark.parametrize("name", sorted(set(main.commands) - NO_DATA))

@@ -8,17 +8,19 @@ from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params
 from stages.host.engines import Apptainer, Job, Native, _link_targets, _mount, hub_stages, image_file
 from stages.host.graph import read_graph
+from stages.host.launcher import hold_to_sense
 from tests.imports import ROOT
 
 PARAMS = read_params(ROOT / "params.yaml")
 GRAPH = read_graph(ROOT, PARAMS)
 
 
-def job(tmp_path, *, asks_hub=False, gpus=()):
-    settings = Run(engine="docker", gpus=len(gpus), workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
-    stage = GRAPH["fetch"]
+def job(tmp_path, *, asks_hub=False, held=(), name="fetch", **run):
+    settings = Run(engine="docker", **{"gpus": len(held), "processes": None, "nodes": 1, "rendezvous": None, **run}, workers=None, memory=None,
+                   scratch=None, local_files="data/local", unpinned=False)  # fmt: skip
+    stage = GRAPH[name]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT, main_tree=tmp_path,
-               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub, gpus=gpus)  # fmt: skip
+               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub, gpus=held, key="abc")  # fmt: skip
 
 
 def test_a_mount_is_one_csv_row_whatever_the_path(tmp_path):
@@ -53,7 +55,7 @@ def test_only_a_stage_that_asks_the_hub_is_online_and_it_asks_the_callers_mirror
 
 def test_a_stage_sees_the_gpus_that_the_launcher_holds_for_it_and_no_others(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert Native(job(tmp_path, asks_hub=False, gpus=["5"])).environment()["CUDA_VISIBLE_DEVICES"] == "5"
+    assert Native(job(tmp_path, asks_hub=False, held=["5"])).environment()["CUDA_VISIBLE_DEVICES"] == "5"
     assert Native(job(tmp_path, asks_hub=False)).environment()["CUDA_VISIBLE_DEVICES"] == ""
 
 
@@ -79,7 +81,7 @@ def test_apptainer_gets_a_closed_container_and_its_variables_by_their_prefix(tmp
         apptainer(tmp_path, monkeypatch, "0123")
 
     recipe = file.stem.removeprefix("cpu-")
-    closed, asking = (apptainer(tmp_path, monkeypatch, recipe, asks_hub=asks, gpus=["5"]) for asks in (False, True))
+    closed, asking = (apptainer(tmp_path, monkeypatch, recipe, asks_hub=asks, held=["5"]) for asks in (False, True))
     command = closed.command()
     assert command[4:7] == [str(tmp_path / "bin/apptainer"), "--quiet", "exec"] and command[command.index("--home") + 1] == str(tmp_path / "key/tmp")
     assert {"--containall", "--cleanenv", "--no-privs", "--nv"} <= set(command)
@@ -90,6 +92,41 @@ def test_apptainer_gets_a_closed_container_and_its_variables_by_their_prefix(tmp
     assert given["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "5" and given["APPTAINERENV_HF_HUB_OFFLINE"] == "1"
     assert "APPTAINERENV_HOME" not in given and "planted" not in given.values()
     assert closed.pinned is False
+
+
+@pytest.mark.parametrize(("name", "run", "wanted"), [("sft", {"gpus": 4}, 4), ("grpo", {"gpus": 4}, 1), ("sft", {"gpus": 4, "processes": 2}, 2),
+                                                    ("sft", {"gpus": 0}, 0), ("sft", {"gpus": 0, "processes": 2}, 0)])  # fmt: skip
+def test_a_stage_takes_a_gpu_for_each_of_its_processes(tmp_path, name, run, wanted):
+    assert job(tmp_path, name=name, **run).gpus_wanted == wanted
+
+
+@pytest.mark.parametrize(("name", "run", "begins"), [
+    ("sft", {}, ["stages.harness.run_stage", "sft"]),
+    ("sft", {"gpus": 1}, ["stages.harness.run_stage", "sft"]),
+    ("grpo", {"gpus": 4}, ["stages.harness.run_stage", "grpo"]),
+    ("sft", {"gpus": 4}, ["stages.harness.run_ranks", "--processes", "4", "--run", "abc", "sft"]),
+    ("orpo", {"processes": 2}, ["stages.harness.run_ranks", "--processes", "2", "--run", "abc", "orpo"]),
+    ("qlora", {"nodes": 2, "rendezvous": "first:29400"},
+     ["stages.harness.run_ranks", "--processes", "1", "--run", "abc", "--nodes", "2", "--node", "0", "--rendezvous", "first:29400", "qlora"]),
+])  # fmt: skip
+def test_a_stage_that_trains_starts_as_many_processes_as_it_has_gpus_or_is_told(tmp_path, name, run, begins):
+    command = job(tmp_path, name=name, **run).command("python")
+    assert command[2 : 2 + len(begins)] == begins and command[2 + len(begins)] == "--scratch"
+
+
+def test_machines_that_train_together_use_the_callers_choice_of_network_and_a_container_of_theirs_the_hosts(tmp_path, monkeypatch):
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    apart, alone = job(tmp_path, name="sft", nodes=2, rendezvous="first:29400"), job(tmp_path, name="sft", processes=2)
+    assert apart.environment()["NCCL_SOCKET_IFNAME"] == "ib0" and "NCCL_SOCKET_IFNAME" not in alone.environment()
+
+
+@pytest.mark.parametrize(("run", "sentence"), [
+    ({"nodes": 2}, "run.nodes is 2 and run.rendezvous is null"),
+    ({"gpus": 2, "processes": 4}, "run.processes is 4 and run.gpus 2: each process needs a GPU of its own"),
+])
+def test_what_cannot_be_run_is_refused(tmp_path, run, sentence):
+    with pytest.raises(InputError, match=sentence):
+        hold_to_sense(job(tmp_path, **run).settings)
 
 
 @pytest.mark.parametrize(("profile", "stages"), [("embedded", set()), ("report-t4", {"fetch", "base-model"})])

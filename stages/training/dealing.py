@@ -1,0 +1,101 @@
+"""How the rows of an update are dealt out over processes: the same rows for any number of them, micro-batch by micro-batch in turn.
+
+accelerate's own dealing repeats rows from the beginning where an epoch's last update has too few. Here a process that gets none has a
+row that weighs nothing, so that an update is that of one process but for the order in which sums are taken.
+"""
+
+from collections.abc import Callable, Iterator
+from math import ceil, gcd
+from typing import Any
+
+from stages.harness import ranks
+from stages.harness.errors import InputError
+
+Row = dict[str, Any]
+NOBODYS = -1  # the place of a row that weighs nothing
+
+
+def share_of(batch: int) -> int:
+    """How many rows of an update are this process's, or InputError where they cannot be dealt out evenly."""
+    if batch % ranks.size():
+        raise InputError(f"params.yaml: a batch of {batch} (per_device_batch x accumulation) cannot be dealt out over {ranks.size()} processes "
+                         "(run.processes on each of run.nodes): take as many processes as divide it")  # fmt: skip
+    return batch // ranks.size()
+
+
+def micro_batches(batch: int, rows: int) -> dict[str, int]:
+    """TrainingArguments for an update of `batch` rows by all processes, in micro-batches of `rows` or, where a process has fewer, less."""
+    own = share_of(batch)
+    rows = gcd(rows, own)
+    return {"per_device_train_batch_size": rows, "gradient_accumulation_steps": own // rows}
+
+
+class Deal:
+    """The micro-batches of one process, as places of rows in the order of `places`; every process has equally many."""
+
+    def __init__(self, places, rows: int) -> None:
+        self.places, self.rows = places, rows
+
+    def __len__(self) -> int:
+        return ceil(len(self.places) / (self.rows * ranks.size()))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.places)
+        for turn in range(len(self)):
+            start = (turn * ranks.size() + ranks.rank()) * self.rows
+            yield order[start : start + self.rows] or [NOBODYS]
+
+    def set_epoch(self, epoch: int) -> None:
+        self.places.set_epoch(epoch)
+
+
+class Rows:
+    """Rows by their places, and the one that weighs nothing."""
+
+    def __init__(self, rows, weightless: Callable[[Row], Row]) -> None:
+        self.rows, self.weightless = rows, weightless
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Row:
+        return self.weightless(self.rows[0]) if place == NOBODYS else self.rows[place]
+
+
+def unlabelled(row: Row) -> Row:
+    """A supervised row of which no token is trained."""
+    return {**row, "labels": [-100] * len(row["labels"])}
+
+
+def dealt(trainer: type, weightless: Callable[[Row], Row] = unlabelled) -> type:
+    """A trainer's class that deals rows out so; the class itself where one process trains."""
+    if ranks.size() == 1:
+        return trainer
+    from accelerate.data_loader import SeedableRandomSampler
+    from torch.utils.data import DataLoader
+
+    class Dealt(trainer):
+        def get_train_dataloader(self):
+            deal = Deal(SeedableRandomSampler(self.train_dataset), self.args.train_batch_size)  # the order of one process
+            loader = self._loader(self.train_dataset, deal)
+            loader.set_epoch = deal.set_epoch
+            return loader
+
+        def get_eval_dataloader(self, eval_dataset=None):
+            rows = self.eval_dataset if eval_dataset is None else eval_dataset
+            deal = Deal(range(len(rows)), self.args.eval_batch_size)
+            together = deal.rows * ranks.size()
+            found = [min(together, len(rows) - start) for start in range(0, len(rows), together)]
+            self.shares = iter([rows_there * len(found) / len(rows) for rows_there in found])
+            return self._loader(rows, deal)
+
+        def prediction_step(self, *asked, **options):
+            """The mean over batches is one over rows, as that of one process."""
+            loss, *others = super().prediction_step(*asked, **options)
+            return loss * next(self.shares), *others
+
+        def _loader(self, rows, deal: Deal):
+            rows = Rows(self._remove_unused_columns(rows, description="dealt"), weightless)
+            return DataLoader(rows, batch_sampler=deal, collate_fn=self.data_collator, pin_memory=self.args.dataloader_pin_memory)
+
+    return Dealt
