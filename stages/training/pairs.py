@@ -60,7 +60,7 @@ def pair_trainer():
             """As trl's: mean log-probabilities of chosen and rejected answers, (pairs,) each, and the likelihood term, in nats."""
             if self.packing is None:
                 *found, likelihood = super().concatenated_forward(model, batch)
-                return *found, likelihood if self.share is None else likelihood * batch["weights"].dot(batch["tokens"])
+                return *found, likelihood if self.share is None else likelihood * (batch["weights"] * batch["tokens"]).sum()
             rows = self.concatenated_inputs(batch, padding_value=self.padding_value, device=self.accelerator.device)
             ids, mask = rows["concatenated_input_ids"], rows["concatenated_attention_mask"]
             adapted = self.accelerator.unwrap_model(model)
@@ -82,7 +82,7 @@ def pair_trainer():
                 groups = zip(logprobs[:pairs].split(self.together), mask[:pairs, 1:].split(self.together), strict=True)
                 likelihood = torch.stack([-group.sum() / there.sum() for group, there in groups]).mean()
             else:
-                likelihood = -logprobs[:pairs].sum(1).dot(batch["weights"])
+                likelihood = -(logprobs[:pairs].sum(1) * batch["weights"]).sum()
             nothing = logprobs.new_zeros(())
             return means[:pairs], means[pairs:], nothing, nothing, likelihood
 
