@@ -145,7 +145,8 @@ def run_alone(stage: str, chosen, check: bool = False, processes: int = 1) -> su
     command = [sys.executable, *entry, stage, "--scratch", "scratch", "--local-files", "local", *options]
     home = str(Path("scratch/tmp").absolute())
     seen = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(processes)))).split(",")
-    given = {"HOME": home, "TMPDIR": home, "CUDA_VISIBLE_DEVICES": ",".join(seen[:processes])}
+    kernels = str(Path("kernels").absolute())  # outlive the stage, as the launcher's do
+    given = {"HOME": home, "TMPDIR": home, "TRITON_CACHE_DIR": kernels, "CUDA_VISIBLE_DEVICES": ",".join(seen[:processes])}
     done = subprocess.run(
         command, env={**environment(), **given}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=TIME_LIMIT, check=False,

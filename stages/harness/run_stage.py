@@ -81,6 +81,7 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, Path]]:
 def _hide_unused(stage: str) -> None:
     """To trl and transformers some packages are not installed: they would import them, and a stage has no use for them."""
     sys.modules["wandb"] = None  # half a second; a stage reports to nobody
+    sys.modules["sklearn"] = None  # a second where a machine's own Python has it
     if stage not in HASH_WORDS and os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # on a GPU, vLLM may want it
         sys.modules["scipy"] = None  # a quarter; no stage trains a detector of objects
 

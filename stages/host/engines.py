@@ -78,6 +78,8 @@ class Job:
         if self.settings.gpus == 0:
             given["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled on a CPU; loading the compiler takes a second
             given["CUDA_VISIBLE_DEVICES"] = ""  # a profile that asks for no GPU gives the same bits where there is one
+        else:
+            given["TRITON_CACHE_DIR"] = str(self.kernels)
         if self.of_several_machines:
             given |= {name: value for name, value in os.environ.items() if name.startswith(BETWEEN_MACHINES)}
         if self.asks_hub:
@@ -87,6 +89,16 @@ class Job:
             given["MATHMIND_UNPINNED"] = "1"
             asked |= {name: os.environ[name] for name in asked if name in os.environ}
         return asked | given
+
+    @property
+    def kernels(self) -> Path:
+        """Where stages on GPUs find what Triton compiled for those before them; it names it by source, options and compiler."""
+        return self.scratch.parents[1] / "kernels" / f"{self.settings.engine}-{self.image}"
+
+    @property
+    def writable(self) -> list[Path]:
+        """All that a stage may write to."""
+        return [self.scratch, self.kernels] if self.settings.gpus else [self.scratch]
 
     @property
     def processes(self) -> int:
@@ -191,7 +203,8 @@ class Container:
         ]  # fmt: skip
         for folder in readable(job):
             options += ["--mount", _mount(folder, writable=False)]
-        options += ["--mount", _mount(job.scratch, writable=True)]
+        for folder in job.writable:
+            options += ["--mount", _mount(folder, writable=True)]
         options += self._memory()
         if job.settings.gpus:
             options += ["--shm-size", "8g", *self._gpus()]
@@ -280,7 +293,8 @@ class Apptainer:
         options += ["--nv"] if job.gpus else []
         for folder in readable(job):
             options += ["--mount", _mount(folder, writable=False)]
-        options += ["--mount", _mount(job.scratch, writable=True)]
+        for folder in job.writable:
+            options += ["--mount", _mount(folder, writable=True)]
         return ["sh", "-c", ENDS_TOGETHER, "sh", self.client, "--quiet", "exec", *options, str(self.image), *job.command("python")]
 
     def environment(self) -> dict[str, str]:

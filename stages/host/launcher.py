@@ -94,6 +94,8 @@ def _launch(arguments: list[str]) -> int:
         shutil.rmtree(job.scratch / "outs", ignore_errors=True)
         for folder in ("outs", "checkpoints", "tmp"):
             (job.scratch / folder).mkdir(parents=True, exist_ok=True)
+        for folder in job.writable:
+            folder.mkdir(parents=True, exist_ok=True)
 
         chosen = engine(job)
         run = followed(tracking, stage, key, values, role=arguments[0], tree=tree, home=main_tree, scratch=job.scratch)

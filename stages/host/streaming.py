@@ -210,24 +210,10 @@ class TransformersModel:
         thread = Thread(target=generate)
         thread.start()
         try:
-            yield from self._read(iter(tokens.get, None), stops)
+            yield from _read(iter(tokens.get, None), stops, self)
         finally:
             stopped.set()
             thread.join()
-
-    def _read(self, tokens: Iterator[int | Exception], stops: list[int]) -> Iterator[Answer]:
-        said: list[int] = []
-        for token in tokens:
-            if isinstance(token, Exception):
-                raise token
-            said.append(token)
-            ended = token in stops
-            text = self.engine.tokenizer.decode(said[:-1] if ended else said, skip_special_tokens=True)
-            answer = _until_stop_text(Answer(text, len(said), "stop" if ended else None), self.prompt.stop_text)
-            yield answer
-            if answer.finish_reason:
-                return
-        yield Answer(text, len(said), "length")
 
 
 class VllmModel:
@@ -258,18 +244,40 @@ class VllmModel:
             temperature=drawing.temperature,
             top_p=drawing.top_p,
             seed=drawing.seed,
-            stop_token_ids=self.engine.stops if isinstance(self.engine.stops, list) else [self.engine.stops],
-            stop=[self.prompt.stop_text] if self.prompt.stop_text else None,
+            stop_token_ids=self.engine.stops,
+            detokenize=False,
         )
         request = running.add_request(str(uuid4()), {"prompt_token_ids": asked}, params)
         try:
-            while running.has_unfinished_requests():
-                for output in running.step():
-                    said = output.outputs[0]
-                    yield Answer(said.text, len(said.token_ids), said.finish_reason)
+            yield from _read(_drawn(running), self.engine.stops, self)
         finally:
             if running.has_unfinished_requests():
                 running.abort_request([request], internal=True)
+
+
+def _drawn(running) -> Iterator[int]:
+    """The tokens of an engine's one request, as they come."""
+    told = 0
+    while running.has_unfinished_requests():
+        for output in running.step():
+            yield from output.outputs[0].token_ids[told:]
+            told = len(output.outputs[0].token_ids)
+
+
+def _read(tokens: Iterator[int | Exception], stops: list[int], model: TransformersModel | VllmModel) -> Iterator[Answer]:
+    """The answer as it grows with each token."""
+    said: list[int] = []
+    for token in tokens:
+        if isinstance(token, Exception):
+            raise token
+        said.append(token)
+        ended = token in stops
+        text = model.engine.tokenizer.decode(said[:-1] if ended else said, skip_special_tokens=True)
+        answer = _until_stop_text(Answer(text, len(said), "stop" if ended else None), model.prompt.stop_text)
+        yield answer
+        if answer.finish_reason:
+            return
+    yield Answer(text, len(said), "length")
 
 
 def _until_stop_text(answer: Answer, stop_text: str | None) -> Answer:

@@ -62,7 +62,7 @@ def start_vllm(folder: Path, p: Vllm, *, requests: int, **settings: Any):
         settings["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes}
     return LLM(
         str(folder),
-        tokenizer=str(folder),
+        skip_tokenizer_init=True,  # it is given tokens and gives tokens; vLLM would copy a tokenizer twice, which takes seconds
         seed=0,
         gpu_memory_utilization=SHARE,
         kv_cache_memory_bytes=int(p.kv_cache_gib * GIB),
@@ -123,16 +123,17 @@ class VllmEngine:
     def __init__(self, folder: Path, batch_size: int, p: Vllm) -> None:
         """See start_vllm."""
         set_up_vllm()
-        from transformers import GenerationConfig
+        from transformers import AutoTokenizer, GenerationConfig
 
         # Each prompt is computed whole: in pieces, of which a cache may hold some, attention adds up in other pieces too, and
         # an answer would follow what else was asked (vLLM pull requests 46592 and 55612).
         whole = {"enable_prefix_caching": False, "enable_chunked_prefill": False, "max_num_batched_tokens": BATCHED_TOKENS}
         context = min(CONTEXT, read_json(folder / "config.json")["max_position_embeddings"])
         self.llm = start_vllm(folder, p, requests=batch_size, max_model_len=context, **whole)
-        self.tokenizer = self.llm.get_tokenizer()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.template = self.tokenizer.chat_template
-        self.stops = GenerationConfig.from_pretrained(folder).eos_token_id
+        stops = GenerationConfig.from_pretrained(folder).eos_token_id
+        self.stops = stops if isinstance(stops, list) else [stops]
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
         """See Engine. Each prompt's samples are drawn with a seed of its own: the call's and the prompt's place."""
@@ -145,12 +146,14 @@ class VllmEngine:
                 temperature=sampling.temperature,
                 seed=sampling.seed + place,
                 stop_token_ids=self.stops,
-                ignore_eos=False,
+                detokenize=False,
             )
             for place in range(len(ids))
         ]
         outputs = self.llm.generate([{"prompt_token_ids": tokens} for tokens in ids], asked, use_tqdm=False)
-        return [
-            Completion(output.text, "length" if output.finish_reason == "length" else "stop", len(output.token_ids))
-            for output in (request.outputs[0] for request in outputs)
-        ]
+        return [self._completion(request.outputs[0]) for request in outputs]
+
+    def _completion(self, output) -> Completion:
+        ended = output.finish_reason == "stop"
+        text = self.tokenizer.decode(output.token_ids[:-1] if ended else output.token_ids, skip_special_tokens=True)
+        return Completion(text, "stop" if ended else "length", len(output.token_ids))

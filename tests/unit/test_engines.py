@@ -86,7 +86,8 @@ def test_apptainer_gets_a_closed_container_and_its_variables_by_their_prefix(tmp
     assert command[4:7] == [str(tmp_path / "bin/apptainer"), "--quiet", "exec"] and command[command.index("--home") + 1] == str(tmp_path / "key/tmp")
     assert {"--containall", "--cleanenv", "--no-privs", "--nv"} <= set(command)
     assert command[command.index("--network") + 1] == "none" and "--network" not in asking.command()
-    assert [field for field in command if field.startswith("type=bind")] == [_mount(ROOT, writable=False), _mount(tmp_path / "key", writable=True)]
+    writable = [_mount(folder, writable=True) for folder in (tmp_path / "key", tmp_path.parent / "kernels/docker-cpu")]
+    assert [field for field in command if field.startswith("type=bind")] == [_mount(ROOT, writable=False), *writable]
     assert command[command.index(str(file)) :][1:4] == ["python", "-m", "stages.harness.run_stage"]
     given = {name: value for name, value in closed.environment().items() if name.startswith("APPTAINERENV_")}
     assert given["APPTAINERENV_CUDA_VISIBLE_DEVICES"] == "5" and given["APPTAINERENV_HF_HUB_OFFLINE"] == "1"
