@@ -1,10 +1,10 @@
-"""How the rows of an update are dealt out over processes: the same rows for any number of them, micro-batch by micro-batch in turn.
+"""How the rows of an update are dealt out over processes: the same rows for any number of them, a turn of micro-batches after another.
 
 accelerate's own dealing repeats rows from the beginning where an epoch's last update has too few. Here a process that gets none has a
 row that weighs nothing, so that an update is that of one process but for the order in which sums are taken.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil, gcd
 from typing import Any
 
@@ -31,19 +31,35 @@ def micro_batches(batch: int, rows: int) -> dict[str, int]:
 
 
 class Deal:
-    """The micro-batches of one process, as places of rows in the order of `places`; every process has equally many."""
+    """The micro-batches of one process, as places of rows in the order of `places`; every process has equally many.
 
-    def __init__(self, places, rows: int) -> None:
-        self.places, self.rows = places, rows
+    Where `lengths` are given, by place, the rows of a turn are dealt out so that all have about as many tokens, for they wait for the one
+    that has most; else one after another.
+    """
+
+    def __init__(self, places, rows: int, lengths: Sequence[int] | None = None) -> None:
+        self.places, self.rows, self.lengths = places, rows, lengths
 
     def __len__(self) -> int:
         return ceil(len(self.places) / (self.rows * ranks.size()))
 
     def __iter__(self) -> Iterator[list[int]]:
         order = list(self.places)
-        for turn in range(len(self)):
-            start = (turn * ranks.size() + ranks.rank()) * self.rows
-            yield order[start : start + self.rows] or [NOBODYS]
+        together = self.rows * ranks.size()
+        for start in range(0, len(order), together):
+            yield self._shares(order[start : start + together])[ranks.rank()] or [NOBODYS]
+
+    def _shares(self, turn: list[int]) -> list[list[int]]:
+        """The rows of a turn as each process gets them."""
+        if self.lengths is None or ranks.size() == 1:
+            return [turn[start : start + self.rows] for start in range(0, self.rows * ranks.size(), self.rows)]
+        shares: list[list[int]] = [[] for _ in range(ranks.size())]
+        tokens = [0] * ranks.size()
+        for place in sorted(turn, key=lambda place: -self.lengths[place]):
+            least = min((rank for rank in range(ranks.size()) if len(shares[rank]) < self.rows), key=tokens.__getitem__)
+            shares[least].append(place)
+            tokens[least] += self.lengths[place]
+        return shares
 
     def set_epoch(self, epoch: int) -> None:
         self.places.set_epoch(epoch)
@@ -62,6 +78,15 @@ class Rows:
         return self.weightless(self.rows[0]) if place == NOBODYS else self.rows[place]
 
 
+def lengths_of(rows) -> list[int] | None:
+    """Tokens of each row of a Dataset; None of pairs, whose loss depends on which of them are computed together."""
+    if "input_ids" not in rows.column_names:
+        return None
+    from pyarrow.compute import list_value_length
+
+    return list_value_length(rows.with_format("arrow")["input_ids"]).to_pylist()
+
+
 def unlabelled(row: Row) -> Row:
     """A supervised row of which no token is trained."""
     return {**row, "labels": [-100] * len(row["labels"])}
@@ -76,7 +101,8 @@ def dealt(trainer: type, weightless: Callable[[Row], Row] = unlabelled) -> type:
 
     class Dealt(trainer):
         def get_train_dataloader(self):
-            deal = Deal(SeedableRandomSampler(self.train_dataset), self.args.train_batch_size)  # the order of one process
+            order = SeedableRandomSampler(self.train_dataset)  # that of one process
+            deal = Deal(order, self.args.train_batch_size, lengths_of(self.train_dataset))
             loader = self._loader(self.train_dataset, deal)
             loader.set_epoch = deal.set_epoch
             return loader
