@@ -13,6 +13,7 @@ from stages.inference.spread import Spread
 from stages.inference.transformers_engine import TransformersEngine
 
 GPUS = ("-1", "-2")
+PATHS = {"model": "merged", "mix": "mix"}
 BATCH = 16
 GREEDY, DRAWN = Sampling(max_new_tokens=48), Sampling(max_new_tokens=48, temperature=1.0, seed=3)
 SOON = 10  # seconds
@@ -52,9 +53,6 @@ def test_one_that_is_killed_at_work_is_named_and_the_other_ends(two, prompts):
     with pytest.raises(RuntimeError, match=r"^the engine on GPU -2 was killed \(SIGKILL\) before it had answered$"):
         two.generate(prompts * 20, GREEDY)
     assert time.monotonic() - started < SOON and not any(process.is_alive() for process in processes)
-
-
-PATHS = {"model": "merged", "mix": "mix"}
 
 
 def test_eval_writes_the_same_bytes_by_two_engines_and_its_record_says_so(small, monkeypatch):
