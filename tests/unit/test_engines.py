@@ -20,7 +20,8 @@ def job(tmp_path, *, asks_hub=False, spreads=False, held=(), name="fetch", **run
                    scratch=None, local_files="data/local", unpinned=False)  # fmt: skip
     stage = GRAPH[name]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT, main_tree=tmp_path,
-               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub, spreads=spreads, gpus=held, key="abc")  # fmt: skip
+               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub,
+               spreads=spreads, gpus=held, key="abc")  # fmt: skip
 
 
 def test_a_mount_is_one_csv_row_whatever_the_path(tmp_path):
