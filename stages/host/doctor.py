@@ -74,7 +74,7 @@ def examine(tree: Path) -> list[Finding]:
         *(_engine(name, settings) for name in ("docker", "podman")),
         *_apptainer(settings),
         *(_image(tree, name, settings) for name in images),
-        *(_profile(name, need, values["profile"], gpus, tree) for name, need in NEEDS.items()),
+        *(_profile(name, need, values["profile"], settings.gpus, gpus, tree) for name, need in NEEDS.items()),
         _hub(values),
         *_sources(tree, values),
     ]
@@ -168,7 +168,7 @@ def _gpus() -> list[tuple[str, float]]:
     return [(name, float(mebibytes) / 1024) for name, mebibytes in (line.rsplit(", ", 1) for line in lines)]
 
 
-def _profile(name: str, need: Need, chosen: str, gpus: list[tuple[str, float]], tree: Path) -> Finding:
+def _profile(name: str, need: Need, chosen: str, wanted_gpus: int, gpus: list[tuple[str, float]], tree: Path) -> Finding:
     state = "missing" if name == chosen else "note"
     free = shutil.disk_usage(tree).free / GIB  # of run.scratch's disk, a stage's outs leave for this one
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
@@ -179,6 +179,8 @@ def _profile(name: str, need: Need, chosen: str, gpus: list[tuple[str, float]], 
         for what, wanted, here in (("a GPU", need.gpu, largest), ("memory", need.memory, memory), ("free disk", need.disk, free))
         if here < wanted
     ]
+    if name == chosen and wanted_gpus > max(1, len(gpus)):
+        short.append(f"{wanted_gpus} GPUs (run.gpus)")
     subject = f"profile {name}" + (" (chosen)" if name == chosen else "")
     return Finding(subject, state if short else "ok", found, f"needs {', '.join(short)}" if short else "")
 

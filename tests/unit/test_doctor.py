@@ -67,13 +67,15 @@ def test_a_file_of_dvcs_that_a_kill_cut_off_is_named_and_mended_by_what_is_said(
 
 
 def test_what_the_chosen_profile_misses_fails_and_says_how_to_mend_it(tree):
+    profile = tree / "params/report-t4.yaml"
+    profile.write_text(profile.read_text(encoding="utf-8").replace("gpus: 1", "gpus: 4"), encoding="utf-8")
     done = doctor(tree, "report-t4", "--json", HF_ENDPOINT="http://127.0.0.1:9", PATH=os.path.dirname(sys.executable), HF_TOKEN="planted")
     found = {line["subject"]: line for line in json.loads(done.stdout)}
     assert done.returncode == 1 and "planted" not in done.stdout + done.stderr
     assert found["docker"]["state"] == "missing" and "run.engine: native" in found["docker"]["fix"]
     assert found["podman"]["state"] == "note"
     assert found["image rollout"]["fix"] == "docker/build rollout"
-    assert "a GPU of 15 GiB" in found["profile report-t4 (chosen)"]["fix"]
+    assert "a GPU of 15 GiB" in found["profile report-t4 (chosen)"]["fix"] and "4 GPUs (run.gpus)" in found["profile report-t4 (chosen)"]["fix"]
     assert found["hub"]["state"] == "missing" and "out of reach" in found["hub"]["found"]
     assert found["source base-model"]["found"] == "Qwen/Qwen1.5-4B is not pinned"
     assert found["source base-model"]["fix"] == "mathmind pin base-model"

@@ -6,7 +6,7 @@ import pytest
 
 from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params
-from stages.host.engines import Apptainer, Job, Native, _link_targets, _mount, hub_stages, image_file
+from stages.host.engines import Apptainer, Job, Native, _link_targets, _mount, hub_stages, image_file, spreads
 from stages.host.graph import read_graph
 from stages.host.launcher import hold_to_sense
 from tests.imports import ROOT
@@ -15,12 +15,13 @@ PARAMS = read_params(ROOT / "params.yaml")
 GRAPH = read_graph(ROOT, PARAMS)
 
 
-def job(tmp_path, *, asks_hub=False, held=(), name="fetch", **run):
+def job(tmp_path, *, asks_hub=False, spreads=False, held=(), name="fetch", **run):
     settings = Run(engine="docker", **{"gpus": len(held), "processes": None, "nodes": 1, "rendezvous": None, **run}, workers=None, memory=None,
                    scratch=None, local_files="data/local", unpinned=False)  # fmt: skip
     stage = GRAPH[name]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT, main_tree=tmp_path,
-               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub, gpus=held, key="abc")  # fmt: skip
+               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub,
+               spreads=spreads, gpus=held, key="abc")  # fmt: skip
 
 
 def test_a_mount_is_one_csv_row_whatever_the_path(tmp_path):
@@ -57,6 +58,7 @@ def test_a_stage_sees_the_gpus_that_the_launcher_holds_for_it_and_no_others(tmp_
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert Native(job(tmp_path, asks_hub=False, held=["5"])).environment()["CUDA_VISIBLE_DEVICES"] == "5"
     assert Native(job(tmp_path, asks_hub=False)).environment()["CUDA_VISIBLE_DEVICES"] == ""
+    assert job(tmp_path, held=["3", "5"]).environment()["CUDA_VISIBLE_DEVICES"] == "0,1"  # as its container numbers them
 
 
 def apptainer(tmp_path, monkeypatch, recipe, **more):
@@ -99,6 +101,24 @@ def test_apptainer_gets_a_closed_container_and_its_variables_by_their_prefix(tmp
                                                     ("sft", {"gpus": 0}, 0), ("sft", {"gpus": 0, "processes": 2}, 0)])  # fmt: skip
 def test_a_stage_takes_a_gpu_for_each_of_its_processes(tmp_path, name, run, wanted):
     assert job(tmp_path, name=name, **run).gpus_wanted == wanted
+
+
+@pytest.mark.parametrize(("gpus", "processes"), [(4, None), (4, 2), (0, 2), (1, None)])
+def test_one_process_that_spreads_takes_all_gpus_however_many_processes_train(tmp_path, gpus, processes):
+    spread = job(tmp_path, name="eval@base", spreads=True, gpus=gpus, processes=processes)
+    assert spread.gpus_wanted == gpus and spread.command("python")[2] == "stages.harness.run_stage"
+
+
+@pytest.mark.parametrize(("profile", "changes", "found"), [
+    ("embedded", {}, {"eval"}),  # preference-pairs of the base, by transformers, whose samples depend on those before
+    ("embedded", {"engine": "vllm"}, {"eval", "preference-pairs"}),
+    ("report-h200", {}, {"eval"}),  # pairs that others made
+    ("report-h200", {"origin": "base"}, {"eval", "preference-pairs"}),
+])  # fmt: skip
+def test_answers_are_spread_over_gpus_where_they_do_not_depend_on_each_other(profile, changes, found):
+    values = read_params(ROOT / f"params/{profile}.yaml")
+    values["preference_pairs"] |= changes
+    assert {name.partition("@")[0] for name in GRAPH if spreads(name, values)} == found
 
 
 @pytest.mark.parametrize(("name", "run", "begins"), [
