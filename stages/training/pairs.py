@@ -73,8 +73,8 @@ def pair_trainer():
                 )  # fmt: skip
 
             with self.accelerator.autocast():
-                # Of several processes only the wrapper's own forward has gradients put together.
-                logprobs, _ = forward() if model is adapted else _ForwardRedirection()(model, adapted, forward)
+                # Of several processes only the wrapper's own forward has gradients put together; on a GPU it wants an argument.
+                logprobs, _ = forward() if model is adapted else _ForwardRedirection()(model, adapted, forward, ids)
             answer = rows["concatenated_labels"][:, 1:] != IGNORED
             means = (logprobs * answer).sum(1) / answer.sum(1)
             pairs = len(ids) // 2
