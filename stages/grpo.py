@@ -136,7 +136,8 @@ def _packing(p: Params, base: Path, rank: int, longest: int, scratch: Path, *, b
 def _check(p: Params, *, apart: bool) -> None:
     """Refuses parameters that do not fit together, or not with the processes there are."""
     if apart and p.rollouts.engine != "vllm":
-        raise InputError("params.yaml: run.rollout_gpus gives GPUs to grpo's engines, and there are none: set it to 0, or grpo.rollouts.engine to vllm")
+        raise InputError("params.yaml: run.rollout_gpus gives GPUs to grpo's engines, and transformers samples in the trainer: "
+                         "set it to 0, or grpo.rollouts.engine to vllm")  # fmt: skip
     if p.loss == "bnpo" and ranks.size() > 1:
         raise InputError("params.yaml: grpo.loss: bnpo is a mean over what a process computes at once, another with each number of them: "
                          "set run.processes and run.nodes to 1, or take dapo")  # fmt: skip

@@ -82,8 +82,8 @@ def engines_apart(p: Rollouts, base: Path, adapter: Path, *, gpus: Sequence[str]
     """Starts vLLM on each of these GPUs. completions: that a trainer asks for in a step; see VllmRollouts for the others."""
     requests = ceil(completions * ranks.local_size() / len(gpus))
     make = partial(Engine, p, base, adapter, strict=strict, precision=precision, requests=requests, scratch=scratch, **settings)
-    folder = adapter_folder(scratch)
-    return RolloutsApart(make, gpus, partial(write_trained, folder=folder, dtype=DTYPES[precision]) if p.merged else partial(write_adapter, folder=folder))
+    bring = partial(write_trained, dtype=DTYPES[precision]) if p.merged else write_adapter
+    return RolloutsApart(make, gpus, partial(bring, folder=adapter_folder(scratch)))
 
 
 class Engine:

@@ -17,8 +17,8 @@ GRAPH = read_graph(ROOT, PARAMS)
 
 
 def job(tmp_path, *, asks_hub=False, held=(), name="fetch", **run):
-    settings = Run(engine="docker", **{"gpus": len(held), "processes": None, "rollout_gpus": None, "nodes": 1, "rendezvous": None, **run}, workers=None, memory=None,
-                   scratch=None, local_files="data/local", unpinned=False)  # fmt: skip
+    alone = {"gpus": len(held), "processes": None, "rollout_gpus": None, "nodes": 1, "rendezvous": None}
+    settings = Run(engine="docker", **{**alone, **run}, workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
     stage = GRAPH[name]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT, main_tree=tmp_path,
                local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub, gpus=held, key="abc")  # fmt: skip
