@@ -131,6 +131,8 @@ def make_base(size: dict, shrink: bool) -> None:
     stops = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained("base")
+    del model
+    torch.cuda.empty_cache()  # the stages need the card
 
 
 def run_alone(stage: str, chosen, check: bool = False) -> subprocess.CompletedProcess:

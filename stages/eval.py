@@ -17,7 +17,8 @@ from stages.harness.jsonl import read_rows, write_json, write_rows
 from stages.harness.params import StageParams
 from stages.inference.asking import ask
 from stages.inference.engine import Engine, Sampling
-from stages.inference.vllm_engine import Vllm, VllmEngine
+from stages.inference.spread import start_engine
+from stages.inference.vllm_engine import Vllm
 from stages.scoring import bleu
 from stages.scoring.answers import gold_answer, parse_number
 from stages.scoring.samples import majority_at_k, pass_at_k, powers_of_two
@@ -35,7 +36,7 @@ class Params(StageParams):
 
     seed: int  # draws the samples, and the bootstrap of BLEU's interval
     engine: Literal["transformers", "vllm"]
-    batch_size: int = Field(gt=0)  # prompts that are answered side by side
+    batch_size: int = Field(gt=0)  # prompts that an engine answers side by side
     vllm: Vllm
     max_new_tokens: int = Field(gt=0)  # an answer cut here counts in `truncated`
     problems: Annotated[int, Field(gt=0)] | Places | None  # the first so many test rows, those at some places, null: all
@@ -47,7 +48,7 @@ class Params(StageParams):
 
 def run(p: Params, *, model: Path, mix: Path, workers: int, out_metrics: Path, out_predictions: Path) -> None:
     """Writes the scores, with the prompt that earned them, and one row an answer."""
-    engine = _engine(p, model, workers)
+    engine = start_engine(p.engine, model, p.batch_size, p.vllm, workers)
     rows = list(read_rows(mix / "test.jsonl"))
     test = rows[: p.problems] if p.problems is None or isinstance(p.problems, int) else _at(rows, p.problems, "problems")
     subset = _at(rows, p.subset, "subset") if p.subset else []
@@ -91,14 +92,6 @@ def _at(rows: list[Row], places: Places, name: str) -> list[Row]:
     if beyond := [place for place in places if not 0 <= place < len(rows)]:
         raise InputError(f"params.yaml: eval.{name} names place {beyond[0]} of a test of {len(rows)} rows: count from 0")
     return [rows[place] for place in sorted(set(places))]
-
-
-def _engine(p: Params, model: Path, workers: int) -> Engine:
-    if p.engine == "vllm":
-        return VllmEngine(model, p.batch_size, p.vllm)
-    from stages.inference.transformers_engine import TransformersEngine
-
-    return TransformersEngine.from_folder(model, p.batch_size, workers)
 
 
 def _samples(p: Params, engine: Engine, prompt: str, template: str, test: list[Row]) -> list[list[Row]]:

@@ -6,9 +6,10 @@ solution or a teacher's. So the pair differs in the arithmetic more than in the 
 length, which orpo could learn in place of either.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ from stages.harness.errors import InputError
 from stages.harness.jsonl import write_json, write_rows
 from stages.inference.asking import until_stop_text
 from stages.inference.engine import Sampling
+from stages.inference.spread import start_engine
+from stages.inference.vllm_engine import Vllm
 from stages.scoring.answers import equal, extract_strict, gold_text, parse_number, plain_form
 
 
@@ -38,7 +41,9 @@ class Params(Asking):
     keep: Literal["first", "most_plausible"]  # base: which wrong answer, in the order sampled or by its likelihood
     samples: int = Field(gt=0)
     temperature: float = Field(gt=0)
-    batch_size: int = Field(gt=0)
+    engine: Literal["transformers", "vllm"]  # vllm: each answer is drawn with a seed of its own
+    batch_size: int = Field(gt=0)  # answers that an engine draws side by side
+    vllm: Vllm
     max_new_tokens: int = Field(gt=0)
     max_tokens: int = Field(gt=0)  # of prompt and longer answer
     max_prompt_tokens: int = Field(gt=0)
@@ -110,8 +115,6 @@ def of_own_mistakes(
     p: Params, sources: Sources, account: mixing.Account, workers: int, base: Path, mix: Path, teacher: Path
 ) -> list[Pair]:
     """For each problem that the base gets wrong, an accepted answer and a wrong one of its own."""
-    from stages.inference.transformers_engine import TransformersEngine
-
     problems = problems_to_ask(p, sources, account, workers)
     accepted = (
         _taught(p, problems, account, teacher)
@@ -120,7 +123,7 @@ def of_own_mistakes(
     )
     problems = [problem for problem in problems if problem.id in accepted]
 
-    engine = TransformersEngine.from_folder(base, p.batch_size)
+    engine = start_engine(p.engine, base, p.batch_size, p.vllm)
     template = (mix / "prompts" / "few_shot.jinja").read_text(encoding="utf-8")
     asked = [
         (problem, chat_format.render(template, problem.question)) for problem in problems for _ in range(p.samples)
@@ -136,19 +139,20 @@ def of_own_mistakes(
         no_number_declared=lambda sample: parse_number(extract_strict(sample.text) or "") is None,
         right=lambda sample: _is_right(sample.text, sample.problem),
     )
-    choose = most_plausible(engine) if p.keep == "most_plausible" else lambda samples: samples[0]
-    rejected = [choose(list(samples)) for _, samples in groupby(wrong, key=lambda sample: sample.id)]
+    rejected = most_plausible(engine, wrong) if p.keep == "most_plausible" else first_of_each(wrong)
     return [Pair(sample.id, sample.problem.question, accepted[sample.id], sample.text) for sample in rejected]
 
 
-def most_plausible(engine) -> Callable[[list[Sample]], Sample]:
-    """Chooses the answer whose tokens the engine's model gives the highest mean log-probability."""
+def first_of_each(samples: Sequence[Sample]) -> list[Sample]:
+    """The first answer to each problem."""
+    return [next(group) for _, group in groupby(samples, key=lambda sample: sample.id)]
 
-    def choose(samples: list[Sample]) -> Sample:
-        likelihoods = engine.mean_log_probabilities([(sample.prompt, f" {sample.text}") for sample in samples])
-        return samples[likelihoods.index(max(likelihoods))]
 
-    return choose
+def most_plausible(engine, samples: Sequence[Sample]) -> list[Sample]:
+    """Of the answers to each problem, the one whose tokens the engine's model gives the highest mean log-probability."""
+    likelihoods = engine.mean_log_probabilities([(sample.prompt, f" {sample.text}") for sample in samples])
+    rated = zip(samples, likelihoods, strict=True)
+    return [max(group, key=itemgetter(1))[0] for _, group in groupby(rated, key=lambda each: each[0].id)]
 
 
 def _taught(p: Params, problems: list[MathProblem], account: mixing.Account, folder: Path) -> dict[str, str]:

@@ -12,7 +12,6 @@ import inspect
 import os
 import platform
 import random
-import resource
 import signal
 import sys
 import time
@@ -131,23 +130,13 @@ def _run(stage: str, paths: dict[str, Path]) -> None:
 
     if absent := [path for name, path in paths.items() if name.startswith("out") and not path.exists()]:
         raise RuntimeError(f"{stage} ended without writing {absent[0]}")
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    measures.note_peaks()
     write_json(scratch / RECORD, {
         "seconds": round(seconds, 2),
-        "peak_memory_mib": max(own, children) // 1024,
-        **_gpu_peak(),
         **({"processes": ranks.size()} if ranks.size() > 1 else {}),
         "python": platform.python_version(),
         **measures.noted(),
     })  # fmt: skip
-
-
-def _gpu_peak() -> dict[str, int]:
-    """The most of a GPU's memory, in MiB, that this process had reserved at once; nothing where it used none."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return {}
-    return {"peak_gpu_memory_mib": torch.cuda.max_memory_reserved() // 2**20}
 
 
 def _workers() -> int:

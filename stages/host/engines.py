@@ -53,6 +53,7 @@ class Job:
     scratch: Path
     lock: Path  # held by the launcher for as long as it lives
     asks_hub: bool  # fetch and base-model, where a parameter names a source on the hub
+    spreads: bool = False  # its one process has an engine on each GPU (stages/inference/spread.py)
     gpus: Sequence[str] = ()  # those that the launcher holds for it: a trainer would spread its batches over all that it sees
     key: str = ""  # of the run
     node: int = 0  # this machine's place among those that run it
@@ -76,12 +77,12 @@ class Job:
         given = {"HOME": folder, "TMPDIR": folder, "USER": "mathmind", "PYTHONUNBUFFERED": "1"}
         if self.settings.workers:
             given["MATHMIND_WORKERS"] = str(self.settings.workers)
+        # As a container numbers those that it has. None: a profile that asks for no GPU gives the same bits where there is one.
+        given["CUDA_VISIBLE_DEVICES"] = ",".join(str(number) for number in range(len(self.gpus)))
         if self.settings.gpus == 0:
             given["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled on a CPU; loading the compiler takes a second
-            given["CUDA_VISIBLE_DEVICES"] = ""  # a profile that asks for no GPU gives the same bits where there is one
         if self.rollout_gpus:
             given["MATHMIND_ROLLOUT_GPUS"] = str(self.rollout_gpus)
-            given["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(self.gpus_wanted)))  # a container's numbers
         if self.of_several_machines:
             given |= {name: value for name, value in os.environ.items() if name.startswith(BETWEEN_MACHINES)}
         if self.asks_hub:
@@ -102,8 +103,8 @@ class Job:
 
     @property
     def gpus_wanted(self) -> int:
-        """One a process, and those of engines alone."""
-        return min(self.settings.gpus, self.processes + self.rollout_gpus)
+        """All, where it spreads over them; else one a process, and those of grpo's engines."""
+        return self.settings.gpus if self.spreads else min(self.settings.gpus, self.processes + self.rollout_gpus)
 
     @property
     def is_parallel(self) -> bool:
@@ -344,6 +345,12 @@ def image_file_labels(client: str, image: Path) -> dict[str, str]:
 def hub_stages(values: dict[str, Any]) -> set[str]:
     """The stages that need the network: only fetch and base-model ever do, and only where a parameter says `hub`."""
     return {source.stage for source in hub_sources(Path("params.yaml"), values)}
+
+
+def spreads(stage: str, values: dict[str, Any]) -> bool:
+    """Whether a stage's answers are the work of all GPUs: eval's, and preference-pairs' where vLLM draws them, each with its own seed."""
+    pairs = values["preference_pairs"]
+    return stage.startswith("eval@") or stage == "preference-pairs" and (pairs.get("origin"), pairs.get("engine")) == ("base", "vllm")
 
 
 def client(engine: str) -> str:

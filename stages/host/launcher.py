@@ -29,7 +29,7 @@ from stages.harness.processes import die_with_parent
 from stages.harness.run_stage import RECORD
 from stages.host import provenance
 from stages.host.cache import hold_inputs_to_the_lock
-from stages.host.engines import TOGETHER, Job, engine, hub_stages
+from stages.host.engines import TOGETHER, Job, engine, hub_stages, spreads
 from stages.host.gpus import free_gpus, memory_gib
 from stages.host.graph import GraphStage, lock_stages, read_graph, working_key
 from stages.host.tracking import Tracking, followed, tracked
@@ -82,6 +82,7 @@ def _launch(arguments: list[str]) -> int:
         scratch=scratch_root / stage.name / f"{key}{apart}",
         lock=lock,
         asks_hub=stage.name in hub_stages(values),
+        spreads=spreads(stage.name, values),
         key=key,
         node=node,
     )

@@ -1,8 +1,10 @@
 """What every inference engine offers: prompts in, completions out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -31,3 +33,9 @@ class Engine(Protocol):
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
         """One completion for each prompt (whole rendered texts), in their order."""
         ...
+
+
+def in_order(parts: Iterable[Mapping[int, Found]]) -> list[Found]:
+    """What several engines, or one, found of all places from 0."""
+    found = {place: each for part in parts for place, each in part.items()}
+    return [found[place] for place in range(len(found))]

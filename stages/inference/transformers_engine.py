@@ -6,7 +6,7 @@ from pathlib import Path
 from stages.harness.arithmetic import use_portable_arithmetic
 from stages.harness.progress import progress
 from stages.harness.workers import side_by_side
-from stages.inference.engine import Completion, Sampling
+from stages.inference.engine import Completion, Sampling, in_order
 
 
 class TransformersEngine:
@@ -34,6 +34,13 @@ class TransformersEngine:
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
         """See Engine. Sampling draws from torch's generator, seeded here, so the same call gives the same answers."""
+        return in_order([self.part_of(prompts, sampling)])
+
+    def part_of(self, prompts: Sequence[str], sampling: Sampling, part: int = 0, parts: int = 1) -> dict[int, Completion]:
+        """The completions by their prompts' places, of one engine's part where so many share them: whole batches, in turn.
+
+        The first takes all where they are sampled: what a batch draws depends on those before it.
+        """
         import torch
         from transformers import GenerationConfig
 
@@ -57,16 +64,19 @@ class TransformersEngine:
                 outputs = self.model.generate(**inputs, generation_config=config)
             return [self._completion(row, stops) for row in outputs[:, inputs["input_ids"].shape[1] :].tolist()]
 
-        workers = 1  # what a batch draws depends on those before it
+        workers = 1
         if sampling.temperature == 0:
             workers = self.workers
             batches.reverse()  # the longest first, so that no process ends much later than the others
+            batches = batches[part::parts]
+        elif part:
+            batches = []
         completions: dict[int, Completion] = {}
-        with progress("generate", len(ids)) as advance:
+        with progress("generate", sum(map(len, batches))) as advance:
             for batch, found in side_by_side(answers, batches, workers):
                 completions.update(zip(batch, found, strict=True))
                 advance(len(batch))
-        return [completions[index] for index in range(len(ids))]
+        return completions
 
     def mean_log_probabilities(self, answers: Sequence[tuple[str, str]]) -> list[float]:
         """For each (prompt, answer), the mean log-probability, in nats, that the model gives the answer's tokens."""

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from stages.harness import measures
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
 from stages.harness.params import StageParams
-from stages.inference.engine import Completion, Sampling
+from stages.inference.engine import Completion, Sampling, in_order
 
 SHARE = 0.02  # of the card that vLLM asks to be free when it starts; kv_cache_gib says what it takes
 CONTEXT = 4096  # tokens of a prompt and its answer, where a model has room for more
@@ -136,9 +137,14 @@ class VllmEngine:
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[Completion]:
         """See Engine. Each prompt's samples are drawn with a seed of its own: the call's and the prompt's place."""
+        return in_order([self.part_of(prompts, sampling)])
+
+    def part_of(self, prompts: Sequence[str], sampling: Sampling, part: int = 0, parts: int = 1) -> dict[int, Completion]:
+        """The completions by their prompts' places, of one engine's part where so many share them: prompts in turn."""
         from vllm import SamplingParams
 
-        ids = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+        places = range(part, len(prompts), parts)
+        ids = self._tokens([prompts[place] for place in places])
         asked = [
             SamplingParams(
                 max_tokens=sampling.max_new_tokens,
@@ -147,10 +153,27 @@ class VllmEngine:
                 stop_token_ids=self.stops,
                 ignore_eos=False,
             )
-            for place in range(len(ids))
+            for place in places
         ]
         outputs = self.llm.generate([{"prompt_token_ids": tokens} for tokens in ids], asked, use_tqdm=False)
+        return {
+            place: Completion(output.text, "length" if output.finish_reason == "length" else "stop", len(output.token_ids))
+            for place, output in zip(places, (request.outputs[0] for request in outputs), strict=True)
+        }
+
+    def mean_log_probabilities(self, asked: Sequence[tuple[str, str]]) -> list[float]:
+        """For each (prompt, answer), the mean log-probability, in nats, that the model gives the answer's tokens."""
+        from vllm import SamplingParams
+
+        prompts, answers = (self._tokens([pair[side] for pair in asked]) for side in (0, 1))
+        read = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)  # one token: the least that it generates
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": prompt + answer} for prompt, answer in zip(prompts, answers, strict=True)], read, use_tqdm=False
+        )
         return [
-            Completion(output.text, "length" if output.finish_reason == "length" else "stop", len(output.token_ids))
-            for output in (request.outputs[0] for request in outputs)
+            mean(position[token].logprob for token, position in zip(answer, output.prompt_logprobs[-len(answer) :], strict=True))
+            for answer, output in zip(answers, outputs, strict=True)
         ]
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []  # it would fail

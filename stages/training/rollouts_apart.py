@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from stages.harness import measures, ranks
-from stages.harness.apart import Apart
+from stages.harness.apart import Apart, answers
 from stages.harness.arithmetic import use_portable_arithmetic, use_strict_kernels
 from stages.harness.jsonl import read_json
 from stages.inference.vllm_engine import set_up_vllm
@@ -62,15 +62,15 @@ class RolloutsApart:
         return tuple(part[mine] for part in ranks.everybody(drawn)[leader])
 
     def _draw(self, prompts, model, *, first: int, **asked):
-        while self.starting:
-            self.starting.pop().answer()
+        answers(self.starting)
+        self.starting = []
         self.bring(model)
         share = ceil(len(prompts) / len(self.engines))
         shares = [(start, prompts[start : start + share]) for start in range(0, len(prompts), share)]
-        for engine, (start, some) in zip(self.engines, shares):  # few prompts may leave an engine without any
+        at_work = self.engines[: len(shares)]  # few prompts may leave one without any
+        for engine, (start, some) in zip(at_work, shares, strict=True):
             engine.ask("generate", some, first=first + start, **asked)
-        answers = [engine.answer() for engine, _ in zip(self.engines, shares)]
-        return tuple(list(chain.from_iterable(parts)) for parts in zip(*answers, strict=True))
+        return tuple(list(chain.from_iterable(parts)) for parts in zip(*answers(at_work), strict=True))
 
     def close(self) -> None:
         for engine in self.engines:

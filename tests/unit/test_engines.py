@@ -7,7 +7,7 @@ import pytest
 
 from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params
-from stages.host.engines import Apptainer, Job, Native, _link_targets, _mount, hub_stages, image_file
+from stages.host.engines import Apptainer, Job, Native, _link_targets, _mount, hub_stages, image_file, spreads
 from stages.host.graph import read_graph
 from stages.host.launcher import hold_to_sense
 from tests.imports import ROOT
@@ -16,12 +16,12 @@ PARAMS = read_params(ROOT / "params.yaml")
 GRAPH = read_graph(ROOT, PARAMS)
 
 
-def job(tmp_path, *, asks_hub=False, held=(), name="fetch", **run):
+def job(tmp_path, *, asks_hub=False, spreads=False, held=(), name="fetch", **run):
     alone = {"gpus": len(held), "processes": None, "rollout_gpus": None, "nodes": 1, "rendezvous": None}
     settings = Run(engine="docker", **{**alone, **run}, workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
     stage = GRAPH[name]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT, main_tree=tmp_path,
-               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub, gpus=held, key="abc")  # fmt: skip
+               local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub, spreads=spreads, gpus=held, key="abc")  # fmt: skip
 
 
 def test_a_mount_is_one_csv_row_whatever_the_path(tmp_path):
@@ -58,6 +58,7 @@ def test_a_stage_sees_the_gpus_that_the_launcher_holds_for_it_and_no_others(tmp_
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert Native(job(tmp_path, asks_hub=False, held=["5"])).environment()["CUDA_VISIBLE_DEVICES"] == "5"
     assert Native(job(tmp_path, asks_hub=False)).environment()["CUDA_VISIBLE_DEVICES"] == ""
+    assert job(tmp_path, held=["3", "5"]).environment()["CUDA_VISIBLE_DEVICES"] == "0,1"  # as its container numbers them
 
 
 def apptainer(tmp_path, monkeypatch, recipe, **more):
@@ -101,6 +102,24 @@ def test_a_stage_takes_a_gpu_for_each_of_its_processes(tmp_path, name, run, want
     assert job(tmp_path, name=name, **run).gpus_wanted == wanted
 
 
+@pytest.mark.parametrize(("gpus", "processes"), [(4, None), (4, 2), (0, 2), (1, None)])
+def test_one_process_that_spreads_takes_all_gpus_however_many_processes_train(tmp_path, gpus, processes):
+    spread = job(tmp_path, name="eval@base", spreads=True, gpus=gpus, processes=processes)
+    assert spread.gpus_wanted == gpus and spread.command("python")[2] == "stages.harness.run_stage"
+
+
+@pytest.mark.parametrize(("profile", "changes", "found"), [
+    ("embedded", {}, {"eval"}),  # preference-pairs of the base, by transformers, whose samples depend on those before
+    ("embedded", {"engine": "vllm"}, {"eval", "preference-pairs"}),
+    ("report-h200", {}, {"eval"}),  # pairs that others made
+    ("report-h200", {"origin": "base"}, {"eval", "preference-pairs"}),
+])  # fmt: skip
+def test_answers_are_spread_over_gpus_where_they_do_not_depend_on_each_other(profile, changes, found):
+    values = read_params(ROOT / f"params/{profile}.yaml")
+    values["preference_pairs"] |= changes
+    assert {name.partition("@")[0] for name in GRAPH if spreads(name, values)} == found
+
+
 @pytest.mark.parametrize(("name", "run", "begins"), [
     ("sft", {}, ["stages.harness.run_stage", "sft"]),
     ("sft", {"gpus": 1}, ["stages.harness.run_stage", "sft"]),
@@ -121,9 +140,7 @@ def test_a_stage_that_trains_starts_as_many_processes_as_it_has_gpus_or_is_told(
 def test_engines_alone_on_a_gpu_leave_fewer_processes_to_train(tmp_path, run, apart, processes, wanted):
     asked = replace(job(tmp_path, name="grpo", **run), rollout_gpus=apart)
     assert (asked.processes, asked.gpus_wanted) == (processes, wanted)
-    given = asked.environment()
-    assert given.get("MATHMIND_ROLLOUT_GPUS") == (str(apart) if apart else None)
-    assert given.get("CUDA_VISIBLE_DEVICES") == (",".join(map(str, range(wanted))) if apart else None)
+    assert asked.environment().get("MATHMIND_ROLLOUT_GPUS") == (str(apart) if apart else None)
 
 
 def test_machines_that_train_together_use_the_callers_choice_of_network_and_a_container_of_theirs_the_hosts(tmp_path, monkeypatch):
