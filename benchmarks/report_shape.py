@@ -135,18 +135,22 @@ def make_base(size: dict, shrink: bool) -> None:
     torch.cuda.empty_cache()  # the stages need the card
 
 
-def run_alone(stage: str, chosen, check: bool = False) -> subprocess.CompletedProcess:
-    """A stage in a process of its own, below the limit."""
+def run_alone(stage: str, chosen, check: bool = False, processes: int = 1, rollout_gpus: int = 0) -> subprocess.CompletedProcess:
+    """A stage in a process of its own, below the limit; or in several, on a GPU each; grpo's engines on so many more."""
     shutil.rmtree("scratch", ignore_errors=True)
     for folder in ("checkpoints", "tmp"):
         Path("scratch", folder).mkdir(parents=True)
     outs = {"out": stage, "out_curve": f"{stage}.csv"} if stage in METHODS else {} if stage == "eval" else {"out": stage}
     paths = {**outs, **INPUTS[stage]}
     options = [part for name, path in paths.items() for part in (f"--{name.replace('_', '-')}", path)]
-    command = [sys.executable, __file__, "stage", str(int(chosen.turing)), stage, "--scratch", "scratch", "--local-files", "local", *options]
+    entry = ["-m", "stages.harness.run_ranks", "--processes", str(processes)] if processes > 1 else [__file__, "stage", str(int(chosen.turing))]
+    command = [sys.executable, *entry, stage, "--scratch", "scratch", "--local-files", "local", *options]
     home = str(Path("scratch/tmp").absolute())
+    gpus = processes + rollout_gpus
+    seen = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
+    given = {"HOME": home, "TMPDIR": home, "CUDA_VISIBLE_DEVICES": ",".join(seen[:gpus]), "MATHMIND_ROLLOUT_GPUS": str(rollout_gpus)}
     done = subprocess.run(
-        command, env={**environment(), "HOME": home, "TMPDIR": home}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command, env={**environment(), **given}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=TIME_LIMIT, check=False,
     )  # fmt: skip
     if check and done.returncode:
@@ -201,12 +205,12 @@ def run_stage(turing: bool, arguments: list[str]) -> int:
     return enter(arguments)
 
 
-def row_of(method: str, chosen, values: dict) -> dict:
+def row_of(method: str, chosen, values: dict, processes: int = 1, rollout_gpus: int = 0) -> dict:
     """What a method took; or why it did not end."""
     about = {"method": method, "backend": values["backend"], "precision": values["precision"]}
     try:
         with room_of(chosen.gib) as used:
-            done = run_alone(method, chosen)
+            done = run_alone(method, chosen, processes=processes, rollout_gpus=rollout_gpus)
     except subprocess.TimeoutExpired:
         return about | {"end": f"longer than {TIME_LIMIT} s"}
     if done.returncode:

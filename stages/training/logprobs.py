@@ -1,35 +1,51 @@
-"""Log-probabilities of completions, without padding, and without the logits of more than a thousand tokens at a time."""
+"""Log-probabilities of completions, without padding, without the logits of more than a thousand tokens at a time, and of what rows begin
+with in common once."""
 
 from functools import cache
 
 from stages.training.packing import CHUNK
 
 
-def packed_logprobs(decoder, head, input_ids, attention_mask, kept: int, *, temperature: float, longest: int, compiled: bool):
-    """Of each of the last `kept` tokens of padded rows, in nats, and the entropy of what it was drawn from: (rows, kept) each.
+def packed_logprobs(decoder, head, input_ids, attention_mask, wanted, lenders, lent, *, temperature: float, longest: int, compiled: bool):
+    """Of the wanted tokens of padded rows, in nats, and the entropy of what each was drawn from: (rows, length) each, 0 for all others.
 
-    decoder: a model without its head; head: (vocabulary, hidden). input_ids, attention_mask: (rows, length); where the mask is 0 there is
-    no token, and 0 in what is returned. The gradient goes through the log-probabilities alone.
+    decoder: a model without its head; head: (vocabulary, hidden). input_ids; attention_mask, 0 where there is no token; wanted, of
+    tokens that have one before them: (rows, length) each. lenders, lent, (rows,): a row's first `lent` tokens are, in the same columns,
+    those of the row `lenders`, which lends none that it has borrowed; they are computed once. The gradient goes through the
+    log-probabilities alone.
     """
     import torch
+    from torch.nn.functional import pad
 
     there = attention_mask.bool()
-    lengths = attention_mask.sum(1)
-    bounds = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    positions = attention_mask.cumsum(1) - 1
+    borrowed = there & (positions < lent[:, None])
+    computed = there & ~borrowed
+    places = (computed.flatten().cumsum(0) - 1).view_as(there)  # of tokens among the computed ones
+    places = torch.where(borrowed, places[lenders], places)
+    of_another = borrowed[there]
     hidden = decoder(
-        input_ids=input_ids[there][None],
-        position_ids=(attention_mask.cumsum(1) - 1)[there][None],
-        cu_seq_lens_q=bounds,
-        cu_seq_lens_k=bounds,
+        input_ids=input_ids[computed][None],
+        position_ids=positions[computed][None],
+        cu_seq_lens_q=_bounds(computed),
+        cu_seq_lens_k=_bounds(there),
         max_length_q=longest,
         max_length_k=longest,
+        lent=(places[there], (~of_another).nonzero()[:, 0], of_another.nonzero()[:, 0]) if lent.any() else None,
         use_cache=False,
     ).last_hidden_state[0]
-    drawn = there[:, -kept:]
-    places = (there.flatten().cumsum(0) - 1).view_as(there)[:, -kept:][drawn]  # of the drawn tokens among those that are there
-    logprobs, entropies = _in_pieces().apply(hidden, head, places - 1, input_ids[:, -kept:][drawn], temperature, compiled)
-    padded = torch.zeros((2, *drawn.shape), device=hidden.device)
-    return padded[0].masked_scatter(drawn, logprobs), padded[1].masked_scatter(drawn, entropies)
+    wanted = wanted & there
+    before = pad(places[:, :-1], (1, 0))[wanted]
+    logprobs, entropies = _in_pieces().apply(hidden, head, before, input_ids[wanted], temperature, compiled)
+    padded = torch.zeros((2, *wanted.shape), device=hidden.device)
+    return padded[0].masked_scatter(wanted, logprobs), padded[1].masked_scatter(wanted, entropies)
+
+
+def _bounds(tokens):
+    """Where rows begin and the last ends, (rows + 1), of a mask of tokens."""
+    from torch.nn.functional import pad
+
+    return pad(tokens.sum(1).cumsum(0), (1, 0)).int()
 
 
 @cache
@@ -62,7 +78,7 @@ def _in_pieces():
             for start in range(0, len(places), CHUNK):
                 part = slice(start, start + CHUNK)
                 by_logits = slope(hidden[places[part]] @ head.t(), tokens[part], by_logprobs[part], ctx.temperature)
-                whole[places[part]] = by_logits @ head
+                whole.index_add_(0, places[part], by_logits @ head)  # rows that begin alike have the token before in common
             return whole, None, None, None, None, None
 
     return Pieces

@@ -139,28 +139,66 @@ def pack(rows: Sequence[dict[str, list[int]]], *, longest: int) -> dict[str, Any
     }
 
 
-def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, cu_seq_lens_q=None, max_length_q=None, **others):
+def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, cu_seq_lens_q=None, lent=None, **others):
     """transformers' attention function: each packed row causally to itself; without bounds (in generation) as `sdpa` does.
 
-    query: (1, heads, total, head size); key and value: the same with their own heads. Returns (1, total, heads, head size).
+    query: (1, heads, total, head size); key and value: the same with their own heads. Returns (1, total, heads, head size). lent: where
+    rows begin with tokens of others (see logprobs.py), which then are keys and values of theirs too, before their own.
     """
     import torch
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others)
+    if lent is not None:
+        key, value = (_of_all_rows().apply(heads, *lent) for heads in (key, value))
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    bounds = cu_seq_lens_q, others["cu_seq_lens_k"]
     if _has_flash(query):
         from torch.nn.attention.varlen import varlen_attn
 
         by_token = (heads.transpose(1, 2)[0] for heads in (query, key, value))
-        out = varlen_attn(*by_token, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0))
+        out = varlen_attn(*by_token, *bounds, others["max_length_q"], others["max_length_k"], scale=scaling, window_size=(-1, 0))
         return out[None], None
-    lengths = cu_seq_lens_q.diff().tolist()
-    rows = zip(*(heads.split(lengths, dim=2) for heads in (query, key, value)), strict=True)
-    out = [torch.nn.functional.scaled_dot_product_attention(*row, is_causal=True, scale=scaling) for row in rows]
+    asked, known = (each.diff().tolist() for each in bounds)
+    rows = zip(query.split(asked, dim=2), key.split(known, dim=2), value.split(known, dim=2), strict=True)
+    out = [_attend_row(*row, scaling) for row in rows]
     return torch.cat(out, dim=2).transpose(1, 2), None
+
+
+def _attend_row(query, key, value, scaling):
+    """The last tokens of a row, of which keys and values know all."""
+    from torch.nn.attention.bias import causal_lower_right
+    from torch.nn.functional import scaled_dot_product_attention
+
+    if query.shape[2] == key.shape[2]:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    return scaled_dot_product_attention(query, key, value, attn_mask=causal_lower_right(query.shape[2], key.shape[2]), scale=scaling)
+
+
+@cache
+def _of_all_rows():
+    """An autograd function, where torch is there to be derived from."""
+    import torch
+
+    class OfAllRows(torch.autograd.Function):
+        """Keys or values of computed tokens, (1, heads, total, size), as all rows have them, one row after another.
+
+        places: of each row's tokens among the computed ones; own, others: which of those are the row's own, and which another's.
+        """
+
+        @staticmethod
+        def forward(ctx, heads, places, own, others):
+            ctx.save_for_backward(places, own, others)
+            return heads[:, :, places]
+
+        @staticmethod
+        def backward(ctx, by_all):
+            places, own, others = ctx.saved_tensors
+            return by_all[:, :, own].index_add_(2, places[others], by_all[:, :, others]), None, None, None
+
+    return OfAllRows
 
 
 def _has_flash(query) -> bool:

@@ -65,21 +65,25 @@ def pair_trainer():
             ids, mask = rows["concatenated_input_ids"], rows["concatenated_attention_mask"]
             adapted = self.accelerator.unwrap_model(model)
 
+            answer = rows["concatenated_labels"] != IGNORED
+            pairs = len(ids) // 2
+            wanted = torch.cat([mask[:pairs].bool(), answer[pairs:]])
+            wanted[:, 0] = False
+
             def forward(*_, **__):
                 base = adapted.get_base_model()
-                return packed_logprobs(
-                    base.get_decoder(), base.get_output_embeddings().weight, ids, mask, ids.shape[1] - 1,
+                logprobs, _ = packed_logprobs(
+                    base.get_decoder(), base.get_output_embeddings().weight, ids, mask, wanted, *_beginnings_in_common(ids, mask),
                     temperature=1.0, longest=self.packing.longest, compiled=self.packing.p.compile,
                 )  # fmt: skip
+                return logprobs
 
             with self.accelerator.autocast():
                 # Of several processes only the wrapper's own forward has gradients put together; on a GPU it wants an argument.
-                logprobs, _ = forward() if model is adapted else _ForwardRedirection()(model, adapted, forward, ids)
-            answer = rows["concatenated_labels"][:, 1:] != IGNORED
-            means = (logprobs * answer).sum(1) / answer.sum(1)
-            pairs = len(ids) // 2
+                logprobs = forward() if model is adapted else _ForwardRedirection()(model, adapted, forward, ids)
+            means = (logprobs * answer).sum(1) / answer[:, 1:].sum(1)
             if self.share is None:
-                groups = zip(logprobs[:pairs].split(self.together), mask[:pairs, 1:].split(self.together), strict=True)
+                groups = zip(logprobs[:pairs].split(self.together), wanted[:pairs].split(self.together), strict=True)
                 likelihood = torch.stack([-group.sum() / there.sum() for group, there in groups]).mean()
             else:
                 likelihood = -(logprobs[:pairs].sum(1) * batch["weights"]).sum()
@@ -87,6 +91,17 @@ def pair_trainer():
             return means[:pairs], means[pairs:], nothing, nothing, likelihood
 
     return dealt(PairTrainer, lambda row: {**row, WEIGHTLESS: True})
+
+
+def _beginnings_in_common(ids, mask):
+    """Of rows of chosen answers and then of rejected ones: whose beginning each shares, and how many tokens of it; a chosen one none."""
+    import torch
+
+    pairs = len(ids) // 2
+    alike = (ids[:pairs] == ids[pairs:]).cumprod(1).sum(1)
+    shorter = mask.sum(1).view(2, pairs).amin(0)
+    nothing, first = torch.zeros_like(alike), torch.arange(pairs, device=ids.device)
+    return first.repeat(2), torch.cat([nothing, alike.clamp(max=shorter - 1)])
 
 
 def weigh(batches: list[dict[str, Any]], together: int, *, by_pairs: bool) -> None:

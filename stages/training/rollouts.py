@@ -201,6 +201,15 @@ def _weights(model):
     return model.packed_modules_mapping, {name.replace(".base_layer", ""): weight.data for name, weight in model.named_parameters()}
 
 
+def _prompts_in_common(prompts, mask):
+    """For each row the first one with the same prompt, and how many of its tokens that one computes for it: all of the prompt, or none."""
+    import torch
+
+    lenders = (prompts[:, None] == prompts[None]).all(-1).int().argmax(1)
+    tokens = mask[:, : prompts.shape[1]].sum(1).clamp(max=mask.sum(1) - 1)  # of a completion that is masked one token is left
+    return lenders, torch.where(lenders == torch.arange(len(prompts), device=prompts.device), 0, tokens)
+
+
 def rollout_trainer():
     """trl's GRPOTrainer as a class that leaves the sampling to its `rollouts`, and completions unpadded to its `packing`, if given any.
 
@@ -275,15 +284,18 @@ def rollout_trainer():
                     base.get_output_embeddings().weight,
                     input_ids,
                     attention_mask,
-                    kept,
+                    torch.arange(input_ids.shape[1], device=input_ids.device) >= input_ids.shape[1] - kept,
+                    *_prompts_in_common(input_ids[:, :-kept], attention_mask),
                     temperature=self.temperature,
                     longest=self.packing.longest,
                     compiled=self.packing.p.compile,
                 )
 
             if self.model_wrapped is adapted or not torch.is_grad_enabled():
-                return forward()
-            # Of several processes only the wrapper's own forward has gradients put together; on a GPU it wants an argument.
-            return _ForwardRedirection()(self.model_wrapped, adapted, forward, input_ids)
+                logprobs, entropies = forward()
+            else:
+                # Of several processes only the wrapper's own forward has gradients put together; on a GPU it wants an argument.
+                logprobs, entropies = _ForwardRedirection()(self.model_wrapped, adapted, forward, input_ids)
+            return logprobs[:, -kept:], entropies[:, -kept:]
 
     return RolloutTrainer

@@ -132,8 +132,14 @@ def rollouts(small, tmp_path_factory):
     return made, ids, mask, 35
 
 
-def test_completions_without_padding_have_trls_log_probabilities_entropies_and_gradients(rollouts):
+@pytest.mark.parametrize("groups", [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 0, 4, 4, 4, 4], [0, 1, 0, 1, 1, 5, 0, 5]])
+def test_completions_without_padding_have_trls_log_probabilities_entropies_and_gradients(rollouts, groups):
+    """Also where those of a group have one prompt, which is computed once."""
     (padded, packed), ids, mask, kept = rollouts
+    ids, mask = ids.clone(), mask.clone()
+    ids[:, :-kept], mask[:, :-kept] = ids[groups, :-kept], mask[groups, :-kept]
+    computed = []
+    packed.model.get_base_model().get_decoder().embed_tokens.register_forward_hook(lambda _, __, out: computed.append(out.shape[1]))
     found = []
     for trainer in (padded, packed):
         logprobs, entropies, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, kept, compute_entropy=True)
@@ -143,6 +149,8 @@ def test_completions_without_padding_have_trls_log_probabilities_entropies_and_g
         assert logprobs.shape == (8, kept)
     for ours, theirs in zip(found[1], found[0], strict=True):
         assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+    prompts = mask[:, :-kept].sum(1).tolist()
+    assert computed[-1] == mask.sum() - sum(prompts[row] for row, first in enumerate(groups) if first != row)
 
 
 def test_what_the_samplers_correction_computed_is_what_the_loss_gets_of_shuffled_rows(rollouts):
