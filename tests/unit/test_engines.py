@@ -9,7 +9,7 @@ from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params
 from stages.host.engines import Apptainer, Job, Native, _link_targets, _mount, hub_stages, image_file, spreads
 from stages.host.graph import read_graph
-from stages.host.launcher import hold_to_sense
+from stages.host.launcher import hold_to_sense, rollout_gpus
 from tests.imports import ROOT
 
 PARAMS = read_params(ROOT / "params.yaml")
@@ -141,6 +141,13 @@ def test_engines_alone_on_a_gpu_leave_fewer_processes_to_train(tmp_path, run, ap
     asked = replace(job(tmp_path, name="grpo", **run), rollout_gpus=apart)
     assert (asked.processes, asked.gpus_wanted) == (processes, wanted)
     assert asked.environment().get("MATHMIND_ROLLOUT_GPUS") == (str(apart) if apart else None)
+
+
+@pytest.mark.parametrize(("name", "run", "apart"), [
+    ("grpo", {"gpus": 4, "rollout_gpus": 1}, 1), ("grpo", {"gpus": 4, "rollout_gpus": 0}, 0), ("grpo", {"gpus": 1}, 0), ("sft", {"gpus": 4, "rollout_gpus": 1}, 0),
+])  # fmt: skip
+def test_only_grpo_has_engines_alone_and_as_many_as_params_say(tmp_path, name, run, apart):
+    assert rollout_gpus(job(tmp_path, name=name, **run), PARAMS) == apart
 
 
 def test_machines_that_train_together_use_the_callers_choice_of_network_and_a_container_of_theirs_the_hosts(tmp_path, monkeypatch):
