@@ -75,7 +75,8 @@ def test_the_first_update_is_that_of_one_gpu_but_for_what_rounding_drew(trained,
 
 @pytest.mark.parametrize("way", ["two", "apart"])
 @pytest.mark.parametrize(("name", "changes"), [
-    ("packed", {"packed": PACKED}), ("unmerged", {"rollouts": UNMERGED}), ("nf4", {"nf4": True, "rollouts": UNMERGED}), ("kl", {"beta": 0.01, "packed": PACKED}),
+    ("packed", {"packed": PACKED}), ("unmerged", {"rollouts": UNMERGED}), ("nf4", {"nf4": True, "rollouts": UNMERGED}),
+    ("kl", {"beta": 0.01, "packed": PACKED}),
 ])  # fmt: skip
 def test_it_trains_in_every_way_of_holding_base_and_engine(trained, way, name, changes):
     """The stage itself fails where the frozen base is another after training."""

@@ -116,7 +116,8 @@ def train(name: str, out: Path) -> None:
     if ranks.is_first():
         told = [{figure: value for figure, value in log.items() if "time" not in figure} for log in trainer.state.log_history[:-1]]
         write_json(out / f"{name}-{ranks.size()}.json", {"asked": [list(chain(*parts)) for parts in zip(*asked)], "told": told})
-        save_file({key: weight.detach() for key, weight in model.named_parameters() if ".default." in key}, out / f"{name}-{ranks.size()}.safetensors")
+        trained = {key: weight.detach() for key, weight in model.named_parameters() if ".default." in key}
+        save_file(trained, out / f"{name}-{ranks.size()}.safetensors")
 
 
 if __name__ == "__main__":

@@ -145,8 +145,8 @@ def canned(small):
     """Updates of grpo's trainer on given completions, by one process and by two."""
     out = small / "canned"
     out.mkdir()
-    several = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "127.0.0.1"]
-    for start in ([], [*several, "-m"]):
+    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "127.0.0.1"]
+    for start in ([], ["torch.distributed.run", "--nproc-per-node", "2", *meet, "-m"]):
         done = subprocess.run([sys.executable, "-m", *start, "tests.pipeline.canned_grpo", "canned"], cwd=small.folder, env=small.environment,
                               text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         assert done.returncode == 0, done.stdout

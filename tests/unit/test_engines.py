@@ -135,7 +135,8 @@ def test_a_stage_that_trains_starts_as_many_processes_as_it_has_gpus_or_is_told(
 
 
 @pytest.mark.parametrize(("run", "apart", "processes", "wanted"), [
-    ({"gpus": 4}, 0, 4, 4), ({"gpus": 4}, 2, 2, 4), ({"gpus": 2}, 1, 1, 2), ({"gpus": 4, "processes": 2}, 1, 2, 3), ({"gpus": 4, "processes": 4}, 2, 2, 4),
+    ({"gpus": 4}, 0, 4, 4), ({"gpus": 4}, 2, 2, 4), ({"gpus": 2}, 1, 1, 2),
+    ({"gpus": 4, "processes": 2}, 1, 2, 3), ({"gpus": 4, "processes": 4}, 2, 2, 4),
 ])  # fmt: skip
 def test_engines_alone_on_a_gpu_leave_fewer_processes_to_train(tmp_path, run, apart, processes, wanted):
     asked = replace(job(tmp_path, name="grpo", **run), rollout_gpus=apart)
@@ -144,7 +145,8 @@ def test_engines_alone_on_a_gpu_leave_fewer_processes_to_train(tmp_path, run, ap
 
 
 @pytest.mark.parametrize(("name", "run", "apart"), [
-    ("grpo", {"gpus": 4, "rollout_gpus": 1}, 1), ("grpo", {"gpus": 4, "rollout_gpus": 0}, 0), ("grpo", {"gpus": 1}, 0), ("sft", {"gpus": 4, "rollout_gpus": 1}, 0),
+    ("grpo", {"gpus": 4, "rollout_gpus": 1}, 1), ("grpo", {"gpus": 4, "rollout_gpus": 0}, 0), ("grpo", {"gpus": 1}, 0),
+    ("sft", {"gpus": 4, "rollout_gpus": 1}, 0),
 ])  # fmt: skip
 def test_only_grpo_has_engines_alone_and_as_many_as_params_say(tmp_path, name, run, apart):
     assert rollout_gpus(job(tmp_path, name=name, **run), PARAMS) == apart
