@@ -135,8 +135,8 @@ def make_base(size: dict, shrink: bool) -> None:
     torch.cuda.empty_cache()  # the stages need the card
 
 
-def run_alone(stage: str, chosen, check: bool = False, processes: int = 1) -> subprocess.CompletedProcess:
-    """A stage in a process of its own, below the limit; or in several, on a GPU each."""
+def run_alone(stage: str, chosen, check: bool = False, processes: int = 1, rollout_gpus: int = 0) -> subprocess.CompletedProcess:
+    """A stage in a process of its own, below the limit; or in several, on a GPU each; grpo's engines on so many more."""
     shutil.rmtree("scratch", ignore_errors=True)
     for folder in ("checkpoints", "tmp"):
         Path("scratch", folder).mkdir(parents=True)
@@ -146,9 +146,12 @@ def run_alone(stage: str, chosen, check: bool = False, processes: int = 1) -> su
     entry = ["-m", "stages.harness.run_ranks", "--processes", str(processes)] if processes > 1 else [__file__, "stage", str(int(chosen.turing))]
     command = [sys.executable, *entry, stage, "--scratch", "scratch", "--local-files", "local", *options]
     home = str(Path("scratch/tmp").absolute())
-    seen = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(processes)))).split(",")
-    kernels = str(Path("kernels").absolute())  # outlive the stage, as the launcher's do
-    given = {"HOME": home, "TMPDIR": home, "TRITON_CACHE_DIR": kernels, "CUDA_VISIBLE_DEVICES": ",".join(seen[:processes])}
+    gpus = processes + rollout_gpus
+    seen = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
+    given = {
+        "HOME": home, "TMPDIR": home, "TRITON_CACHE_DIR": str(Path("kernels").absolute()),  # outlives the stage, as the launcher's does
+        "CUDA_VISIBLE_DEVICES": ",".join(seen[:gpus]), "MATHMIND_ROLLOUT_GPUS": str(rollout_gpus),
+    }  # fmt: skip
     done = subprocess.run(
         command, env={**environment(), **given}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, timeout=TIME_LIMIT, check=False,
@@ -205,12 +208,12 @@ def run_stage(turing: bool, arguments: list[str]) -> int:
     return enter(arguments)
 
 
-def row_of(method: str, chosen, values: dict, processes: int = 1) -> dict:
+def row_of(method: str, chosen, values: dict, processes: int = 1, rollout_gpus: int = 0) -> dict:
     """What a method took; or why it did not end."""
     about = {"method": method, "backend": values["backend"], "precision": values["precision"]}
     try:
         with room_of(chosen.gib) as used:
-            done = run_alone(method, chosen, processes=processes)
+            done = run_alone(method, chosen, processes=processes, rollout_gpus=rollout_gpus)
     except subprocess.TimeoutExpired:
         return about | {"end": f"longer than {TIME_LIMIT} s"}
     if done.returncode:

@@ -65,9 +65,16 @@ GRPO = {
     "here, padded": (0, {**_prompts(4), **PADDED}),
     "here, adapter beside the base, batch-invariant": (0, {**_prompts(4), "rollouts.merged": "false"}),
     "here, 16 prompts": (0, _prompts(16)),
+    "two GPUs: colocated": (0, _prompts(4)),
+    "two GPUs: apart": (0, _prompts(4)),
+    "two GPUs, 16 prompts: colocated": (0, _prompts(16)),
+    "two GPUs, 16 prompts: apart": (0, _prompts(16)),
     "trl": (0, TRL | _prompts(4)),
     "trl, 16 prompts": (0, TRL | _prompts(16)),
 }
+GRPO_GPUS = {  # processes that train, GPUs that engines have alone
+    "two GPUs: colocated": (2, 0), "two GPUs: apart": (1, 1), "two GPUs, 16 prompts: colocated": (2, 0), "two GPUs, 16 prompts: apart": (1, 1),
+}  # fmt: skip
 VARIANTS = {"qlora": SUPERVISED, "sft": SUPERVISED, "grpo": GRPO}
 
 
@@ -75,13 +82,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("vocabulary", type=lambda text: Path(text).absolute())
     parser.add_argument("--method", default="qlora", choices=VARIANTS)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="variants; see the source")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="variants; see the source. Those of two GPUs run only where they are named")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--shrink", action="store_true", help="a model of a few weights, to try this script")
     parser.add_argument("--gpus", type=int, default=1, help="that share the variants, each on one of them alone")
     parser.add_argument("--json", type=lambda text: Path(text).absolute())
     asked = parser.parse_args()
-    asked.only = asked.only or list(VARIANTS[asked.method])
+    asked.only = asked.only or [name for name in VARIANTS[asked.method] if name not in GRPO_GPUS]
     if asked.gpus > 1:
         return share(asked)
     results = []
@@ -103,7 +110,8 @@ def main() -> None:
             chosen.gib, changes = VARIANTS[asked.method][name]
             chosen.changes = [f"{asked.method}.{key}={value}" for key, value in changes.items() if key != "by"]
             section = write_params(chosen, changes.get("backend", "transformers"), sources)[asked.method]
-            row = by_trl(section, asked.steps) if changes.get("by") == "trl" else row_of(asked.method, chosen, section)
+            gpus = GRPO_GPUS.get(name, (1, 0))
+            row = by_trl(section, asked.steps) if changes.get("by") == "trl" else row_of(asked.method, chosen, section, *gpus)
             results.append({"name": name, **row, **rates(asked.method, section, row, architecture), "ceiling_tflops": round(ceiling)})
             print(json.dumps(results[-1]), flush=True)
             if asked.json:

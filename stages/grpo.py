@@ -10,10 +10,12 @@ from typing import Literal
 from pydantic import Field
 
 from stages.corpus.tokenizer_files import marks_of
+from stages.harness import ranks
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
 from stages.inference.vllm_engine import set_up_vllm
-from stages.training.memory import GIB, Shape
+from stages.training.dealing import share_of
+from stages.training.memory import Shape
 from stages.training.models import frozen_hash, in_32_bits, load_tokenizer
 from stages.training.packing import Packed, PackedRows
 from stages.training.rewards import (
@@ -24,6 +26,7 @@ from stages.training.rewards import (
     match_format_exactly,
 )
 from stages.training.rollouts import Rollouts, VllmRollouts, rollout_trainer
+from stages.training.rollouts_apart import engine_bytes, engines_apart, take_gpus
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
 ANSWER_REWARDS = {"graded": check_final_answer, "exact": check_exact_answer}
@@ -54,31 +57,31 @@ class Params(Optimisation):
 
 def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
     """Writes the adapter with its tokenizer, and the curve with each reward, spread, length and clipped share."""
-    _check(p)
+    gpus = take_gpus()
+    _check(p, apart=bool(gpus))
     by_vllm = p.rollouts.engine == "vllm"
     if by_vllm:
         set_up_vllm(batch_invariant=not p.rollouts.merged)  # the adapter's own kernels add in any order without that mode
     max_length = p.max_prompt + p.max_completion
     backend = begin(p, max_length, checkpoints)
-    packing = _packing(p, base, adapter, max_length, checkpoints)
+    rank = read_json(adapter / "adapter_config.json")["r"]
+    packing = _packing(p, base, rank, max_length, checkpoints, beside=by_vllm and not gpus)
+    completions = share_of(p.prompts_per_step * p.generations)
+    settings = {
+        "precision": p.precision, "rank": rank, "max_length": max_length, "scratch": checkpoints,
+        "raw": p.temperature == 1,  # as the trainer's own, which know of no cuts
+    }  # fmt: skip
+    rollouts = None
+    if gpus:
+        rollouts = engines_apart(p.rollouts, base, adapter, gpus=gpus, strict=p.strict, completions=completions, **settings)
     from trl import GRPOConfig
 
     rewards = [match_format_exactly, match_format_approximately, ANSWER_REWARDS[p.answer_reward]]
-    model = backend.load_base(base, nf4=p.nf4, lent=by_vllm and not p.rollouts.merged)
+    model = backend.load_base(base, nf4=p.nf4, lent=by_vllm and not gpus and not p.rollouts.merged)
     model = backend.held_adapter(packing.prepare(model) if packing else model, adapter)
     tokenizer = load_tokenizer(base, mix / "grpo" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
-    rollouts = None
-    if by_vllm:
-        rollouts = VllmRollouts(
-            p.rollouts,
-            base,
-            precision=p.precision,
-            rank=model.peft_config["default"].r,
-            max_length=max_length,
-            requests=p.prompts_per_step * p.generations,
-            raw=p.temperature == 1,  # as the trainer's own, which know of no cuts
-            scratch=checkpoints,
-        )
+    if by_vllm and not gpus:
+        rollouts = VllmRollouts(p.rollouts, base, requests=completions, **settings)
         if p.rollouts.merged:
             rollouts.merge_into(model)
         elif backend.lends and not p.nf4:
@@ -122,19 +125,22 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
             rollouts.close()
 
 
-def _packing(p: Params, base: Path, adapter: Path, longest: int, scratch: Path) -> PackedRows | None:
-    """Micro-batches of completions without padding, in what the engine leaves of the memory."""
+def _packing(p: Params, base: Path, rank: int, longest: int, scratch: Path, *, beside: bool) -> PackedRows | None:
+    """Micro-batches of completions without padding, in what an engine beside the trainer leaves of the memory."""
     if p.packed is None:
         return None
-    shape = Shape.read(base)
-    own = (shape.linear + shape.embedding) * 2 if p.rollouts.merged else 0
-    beside = p.rollouts.kv_cache_gib * GIB + own if p.rollouts.engine == "vllm" else 0
-    rank = read_json(adapter / "adapter_config.json")["r"]
-    return PackedRows(p, base, scratch, rank=rank, longest=longest, nf4=p.nf4, beside=beside, by_batch=True)
+    engine = engine_bytes(Shape.read(base), p.rollouts, lends=not p.nf4) if beside else 0
+    return PackedRows(p, base, scratch, rank=rank, longest=longest, nf4=p.nf4, beside=engine, by_batch=True)
 
 
-def _check(p: Params) -> None:
-    """Refuses parameters that do not fit together."""
+def _check(p: Params, *, apart: bool) -> None:
+    """Refuses parameters that do not fit together, or not with the processes there are."""
+    if apart and p.rollouts.engine != "vllm":
+        raise InputError("params.yaml: run.rollout_gpus gives GPUs to grpo's engines, and transformers samples in the trainer: "
+                         "set it to 0, or grpo.rollouts.engine to vllm")  # fmt: skip
+    if p.loss == "bnpo" and ranks.size() > 1:
+        raise InputError("params.yaml: grpo.loss: bnpo is a mean over what a process computes at once, another with each number of them: "
+                         "set run.processes and run.nodes to 1, or take dapo")  # fmt: skip
     if p.per_device_batch * p.accumulation != p.prompts_per_step * p.generations:
         raise InputError(
             f"params.yaml: grpo: per_device_batch x accumulation ({p.per_device_batch} x {p.accumulation}) must be "

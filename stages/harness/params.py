@@ -42,6 +42,7 @@ class Run(StageParams):
     gpus: int = Field(ge=0)
     processes: int | None = Field(gt=0)  # of a machine, that train one model together; null: one a GPU, or one
     nodes: int = Field(gt=0)  # machines that train together
+    rollout_gpus: int | None = Field(ge=0)  # of the GPUs, that grpo's engines have alone; 0: each beside a trainer; null: as memory allows
     rendezvous: str | None = Field(pattern=r"^[^\s:/]+:\d+$")  # host:port of the first machine, where there are several
     workers: int | None = Field(gt=0)  # processes of a stage that can use several; null: one a core
     memory: str | None  # a container's limit, such as 12g

@@ -29,12 +29,17 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_size() -> int:
+    """How many of them this machine has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def is_first() -> bool:
     return rank() == 0
 
 
 def of_several_machines() -> bool:
-    return size() > int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return size() > local_size()
 
 
 def meet() -> None:

@@ -94,7 +94,7 @@ def _tell(asked: argparse.Namespace, error, logs: Path) -> int:
     """Shows what the process of this machine said that failed first, and how it ended."""
     stage = asked.stage[0]
     rank, failure = error.get_first_failure()
-    if failure.exitcode == 2 and 0 in error.failures:  # what is wrong for all, the first has said
+    if failure.exitcode == 2 and 0 in error.failures and error.failures[0].exitcode == 2:  # what is wrong for all, the first has said
         return 2
     for said in sorted(logs.glob(f"*/attempt_0/{failure.local_rank}/std*.log")):
         sys.stderr.write(said.read_text(encoding="utf-8", errors="replace"))

@@ -34,7 +34,7 @@ LOCK_LABEL, BASE_LABEL, RECIPE_LABEL = "mathmind.lock", "org.opencontainers.imag
 IMAGE_FILES = Path("docker/images")  # apptainer's, below the main repository; git-ignored
 # apptainer changes its credentials, and the kernel then forgets that it shall end with its parent: a shell in its group does not.
 ENDS_TOGETHER = 'trap "kill -KILL 0" INT TERM HUP; "$@" & wait $!'
-TOGETHER = ("base-model", "sft", "qlora", "orpo")  # stages that several processes train together
+TOGETHER = ("base-model", "sft", "qlora", "grpo", "orpo")  # stages that several processes train together
 BETWEEN_MACHINES = ("GLOO_", "NCCL_")  # the caller's variables of these names say which network processes talk over
 PLENTY = 32768  # files and processes of a stage
 
@@ -57,6 +57,7 @@ class Job:
     gpus: Sequence[str] = ()  # those that the launcher holds for it: a trainer would spread its batches over all that it sees
     key: str = ""  # of the run
     node: int = 0  # this machine's place among those that run it
+    rollout_gpus: int = 0  # of those wanted, the last ones, which grpo's engines have alone
 
     def command(self, python: str) -> list[str]:
         """The stage's own command, its outs turned into the scratch folder."""
@@ -82,6 +83,8 @@ class Job:
             given["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled on a CPU; loading the compiler takes a second
         else:
             given["TRITON_CACHE_DIR"] = str(self.kernels)
+        if self.rollout_gpus:
+            given["MATHMIND_ROLLOUT_GPUS"] = str(self.rollout_gpus)
         if self.of_several_machines:
             given |= {name: value for name, value in os.environ.items() if name.startswith(BETWEEN_MACHINES)}
         if self.asks_hub:
@@ -104,13 +107,16 @@ class Job:
 
     @property
     def processes(self) -> int:
-        """That this machine gives to the run."""
-        return (self.settings.processes or self.settings.gpus or 1) if self.stage.name in TOGETHER else 1
+        """That this machine gives to the run, engines left out."""
+        if self.stage.name not in TOGETHER:
+            return 1
+        asked = self.settings.processes or self.settings.gpus or 1
+        return min(asked, self.settings.gpus - self.rollout_gpus) if self.rollout_gpus else asked
 
     @property
     def gpus_wanted(self) -> int:
-        """All, where it spreads over them; else one a process."""
-        return self.settings.gpus if self.spreads else min(self.settings.gpus, self.processes)
+        """All, where it spreads over them; else one a process, and those of grpo's engines."""
+        return self.settings.gpus if self.spreads else min(self.settings.gpus, self.processes + self.rollout_gpus)
 
     @property
     def is_parallel(self) -> bool:

@@ -59,6 +59,15 @@ def free_gpus(locks: Path, count: int) -> Iterator[list[str]]:
         time.sleep(LOOK_AGAIN)
 
 
+def memory_gib() -> float:
+    """What the smallest of the driver's GPUs has; infinity where nothing can tell."""
+    if not shutil.which("nvidia-smi"):
+        return float("inf")
+    asked = subprocess.run(["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"], capture_output=True, text=True)
+    mib = [float(line) for line in asked.stdout.split()] if asked.returncode == 0 else []
+    return min(mib, default=float("inf")) / 1024
+
+
 def _taken(path: Path) -> IO[str] | None:
     """A lock file, locked until it is closed; None where another process holds it."""
     file = path.open("w")

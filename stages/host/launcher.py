@@ -20,7 +20,7 @@ from pathlib import Path
 from select import select
 from threading import Thread
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
@@ -30,7 +30,7 @@ from stages.harness.run_stage import RECORD
 from stages.host import provenance
 from stages.host.cache import hold_inputs_to_the_lock
 from stages.host.engines import TOGETHER, Job, engine, hub_stages, spreads
-from stages.host.gpus import free_gpus
+from stages.host.gpus import free_gpus, memory_gib
 from stages.host.graph import GraphStage, lock_stages, read_graph, working_key
 from stages.host.tracking import Tracking, followed, tracked
 
@@ -87,6 +87,7 @@ def _launch(arguments: list[str]) -> int:
         node=node,
     )
 
+    job = replace(job, rollout_gpus=rollout_gpus(job, values))
     with ExitStack() as locks:
         locks.enter_context(locked(lock, f"docker/run: waiting for another run of {stage.name}"))
         if job.gpus_wanted:
@@ -131,6 +132,21 @@ def hold_to_sense(settings: Run) -> None:
         raise InputError(f"params.yaml: run.nodes is {settings.nodes} and run.rendezvous is null: give the first machine's host:port")
     if settings.gpus and settings.processes and settings.processes > settings.gpus:
         raise InputError(f"params.yaml: run.processes is {settings.processes} and run.gpus {settings.gpus}: each process needs a GPU of its own")
+    if settings.rollout_gpus and settings.rollout_gpus >= settings.gpus:
+        raise InputError(f"params.yaml: run.rollout_gpus is {settings.rollout_gpus} and run.gpus {settings.gpus}: one GPU at least is to train")
+
+
+def rollout_gpus(job: Job, values: dict[str, Any]) -> int:
+    """How many of grpo's GPUs its engines have alone: as params.yaml says, or as the memory of the smallest of the GPUs allows."""
+    settings = job.settings
+    if job.stage.name != "grpo" or settings.gpus < 2:
+        return 0
+    if settings.rollout_gpus is not None:
+        return settings.rollout_gpus
+    from stages.training.rollouts_apart import planned_gpus
+
+    paths = dict(zip(job.arguments[1::2], job.arguments[2::2], strict=True))
+    return planned_gpus(values["grpo"], job.tree / paths["--base"], job.tree / paths["--adapter"], settings.gpus, memory_gib())
 
 
 def join(name: str, node: int) -> None:

@@ -108,6 +108,11 @@ class Needs:
         return weights + self.chunk * shape.vocab * (2 * self.width + 8) + OUTSIDE + self.beside
 
 
+def fits(needs: Needs, memory_gib: float) -> bool:
+    """Whether there is any way to train, row by row."""
+    return needs.bytes(Plan(1, recompute=True, dequantise=False)) <= USABLE * memory_gib * GIB
+
+
 def choose(needs: Needs, batch: int, memory_gib: float, *, rows: int | None, recompute: bool | None, dequantise: bool | None) -> Plan:
     """The fastest plan that fits; what is not None is taken as it is, and where all is given nothing is doubted.
 

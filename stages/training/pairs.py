@@ -79,8 +79,8 @@ def pair_trainer():
                 return logprobs
 
             with self.accelerator.autocast():
-                # Of several processes only the wrapper's own forward has gradients put together.
-                logprobs = forward() if model is adapted else _ForwardRedirection()(model, adapted, forward)
+                # Of several processes only the wrapper's own forward has gradients put together; on a GPU it wants an argument.
+                logprobs = forward() if model is adapted else _ForwardRedirection()(model, adapted, forward, ids)
             means = (logprobs * answer).sum(1) / answer[:, 1:].sum(1)
             if self.share is None:
                 groups = zip(logprobs[:pairs].split(self.together), wanted[:pairs].split(self.together), strict=True)

@@ -1,5 +1,7 @@
 """Rollouts by vLLM beside the trainer, in one process on one GPU; the engine gets the adapter and nothing else.
 
+Several processes that train together have an engine each, which samples for its process's share of the prompts.
+
 trl's own way merges the adapter into the base, copies every weight over and takes the adapter out again, and in 16 bits
 the frozen base drifts with each such step (trl issue 5975). Here the trainer's base is never touched. `merged`: the engine's own
 weights become base plus adapter, each step anew from the trainer's base, where they lie, so that its CUDA graphs see them. Else
@@ -16,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from stages.harness import ranks
 from stages.inference.vllm_engine import Vllm, start_vllm
 from stages.training.logprobs import packed_logprobs
 from stages.training.models import DTYPES, Precision
@@ -45,11 +48,15 @@ class VllmRollouts:
         max_length: tokens of prompt and completion. requests: completions a step. raw: give log-probabilities of the
         model's own distribution, not of what temperature and cuts make of it. scratch: a folder for the adapter.
         """
-        self.adapter = scratch.resolve() / "rollouts"
+        self.adapter = adapter_folder(scratch)
         self.merged: list[_Merged] = []
         beside = {} if p.merged else {
             "enable_lora": True, "max_lora_rank": next(size for size in ADAPTER_RANKS if size >= rank),
         }  # fmt: skip
+        if ranks.size() > 1:
+            # An engine alone on this process's GPU, and no part of one with the others'. It takes over the processes that have met, and
+            # all of them must start theirs, for vLLM has them form groups, even of one.
+            beside["distributed_executor_backend"] = "external_launcher"
         self.llm = start_vllm(
             base,
             p,
@@ -102,18 +109,19 @@ class VllmRollouts:
 
         return rows_of
 
-    def generate(self, prompts: Sequence[Sequence[int]], model, *, step: int, seed: int, stop: int, **sampling):
+    def generate(self, prompts: Sequence[Sequence[int]], model, *, step: int, first: int, seed: int, stop: int, **sampling):
         """One completion for each prompt (token ids), with the log-probability of each of its tokens in nats.
 
-        Each is drawn with a seed of its own from the run's seed, the step and its place: completions of a group differ,
-        and a second run draws the same. `sampling`: max_tokens, temperature, top_p, top_k, min_p.
+        Each is drawn with a seed of its own from the run's seed, the step and its place among the prompts of all processes: completions
+        of a group differ, and a second run draws the same. first: the place of the first of these prompts. model: None where its
+        adapter lies in the folder already. `sampling`: max_tokens, temperature, top_p, top_k, min_p.
         """
         from vllm import SamplingParams
 
         request = self._bring(model, step)
         asked = [
             SamplingParams(
-                seed=_seed(seed, step, place), stop_token_ids=[stop], ignore_eos=True, logprobs=0, detokenize=False, **sampling
+                seed=_seed(seed, step, first + place), stop_token_ids=[stop], ignore_eos=True, logprobs=0, detokenize=False, **sampling
             )
             for place in range(len(prompts))
         ]
@@ -141,12 +149,17 @@ class VllmRollouts:
             return None
         from vllm.lora.request import LoRARequest
 
-        shutil.rmtree(self.adapter, ignore_errors=True)
-        model.save_pretrained(self.adapter, selected_adapters=["default"])
+        if model is not None:
+            write_adapter(model, self.adapter)
         return LoRARequest(f"step-{step}", step + 1, str(self.adapter))
 
     def close(self) -> None:
-        """Ends the engine, and with it the memory that it lends."""
+        """Ends the engine, and with it the memory that it lends; of several processes' their own end does so.
+
+        vLLM would take leave of the other processes, for which NCCL waits until they do too: for ever, where one has failed.
+        """
+        if ranks.size() > 1:
+            return
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm, self.merged
 
@@ -166,6 +179,16 @@ class _Merged:
         with torch.no_grad():
             a, b = (self.layer.get_submodule(part)["default"].weight.to(self.base.dtype) for part in ("lora_A", "lora_B"))
             torch.addmm(self.base, b, a, alpha=self.layer.scaling["default"], out=self.rows)
+
+
+def adapter_folder(scratch: Path) -> Path:
+    return scratch.resolve() / "rollouts"
+
+
+def write_adapter(model, folder: Path) -> None:
+    """The adapter as it stands, in the form that vLLM reads."""
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder, selected_adapters=["default"])
 
 
 def _seed(seed: int, step: int, place: int) -> int:
@@ -194,9 +217,10 @@ def rollout_trainer():
     """
     import torch
     from trl import GRPOTrainer
+    from trl.models.utils import _ForwardRedirection
 
     class RolloutTrainer(GRPOTrainer):
-        rollouts: VllmRollouts | None = None
+        rollouts: Any = None  # VllmRollouts, or RolloutsApart
         packing: PackedRows | None = None
         known = None  # token ids, log-probabilities and entropies that the loss will ask for again
 
@@ -208,6 +232,7 @@ def rollout_trainer():
                 prompt_ids,
                 self.accelerator.unwrap_model(self.model),
                 step=self.state.global_step,
+                first=ranks.rank() * len(prompt_ids),  # trl deals rows out so: the first process has the first of them
                 seed=self.args.seed,
                 stop=self.processing_class.eos_token_id,
                 max_tokens=self.max_completion_length,
@@ -234,8 +259,9 @@ def rollout_trainer():
                 return *(figure[order] for figure in figures), None
             keeps = self.packing.keeps(int(attention_mask.sum()))
             once = (
-                keeps and self.model.training and not torch.is_grad_enabled() and self.beta == 0
+                self.model.training and not torch.is_grad_enabled() and self.beta == 0
                 and self.num_iterations == self.args.steps_per_generation == 1
+                and all(ranks.everybody(keeps))  # one that computes twice would wait for the others at another place
             )  # fmt: skip
             parts = zip(input_ids.split(batch_size or len(input_ids)), attention_mask.split(batch_size or len(input_ids)), strict=True)
             with torch.set_grad_enabled(torch.is_grad_enabled() or once), self.accelerator.autocast():
@@ -247,20 +273,29 @@ def rollout_trainer():
             return logprobs, entropies, None
 
         def _packed(self, model, input_ids, attention_mask, kept, *, recompute):
-            base = self.accelerator.unwrap_model(model).get_base_model()
+            adapted = self.accelerator.unwrap_model(model)
+            base = adapted.get_base_model()
             for layer in base.get_decoder().layers:
                 layer.gradient_checkpointing = recompute and torch.is_grad_enabled()
-            logprobs, entropies = packed_logprobs(
-                base.get_decoder(),
-                base.get_output_embeddings().weight,
-                input_ids,
-                attention_mask,
-                torch.arange(input_ids.shape[1], device=input_ids.device) >= input_ids.shape[1] - kept,
-                *_prompts_in_common(input_ids[:, :-kept], attention_mask),
-                temperature=self.temperature,
-                longest=self.packing.longest,
-                compiled=self.packing.p.compile,
-            )
+
+            def forward(*_):
+                return packed_logprobs(
+                    base.get_decoder(),
+                    base.get_output_embeddings().weight,
+                    input_ids,
+                    attention_mask,
+                    torch.arange(input_ids.shape[1], device=input_ids.device) >= input_ids.shape[1] - kept,
+                    *_prompts_in_common(input_ids[:, :-kept], attention_mask),
+                    temperature=self.temperature,
+                    longest=self.packing.longest,
+                    compiled=self.packing.p.compile,
+                )
+
+            if self.model_wrapped is adapted or not torch.is_grad_enabled():
+                logprobs, entropies = forward()
+            else:
+                # Of several processes only the wrapper's own forward has gradients put together; on a GPU it wants an argument.
+                logprobs, entropies = _ForwardRedirection()(self.model_wrapped, adapted, forward, input_ids)
             return logprobs[:, -kept:], entropies[:, -kept:]
 
     return RolloutTrainer

@@ -140,6 +140,52 @@ def test_two_processes_stop_together_when_the_first_has_seen_the_form(together):
     assert len(rows) < 60 and float(rows[-1]["form"]) > 0 and all(float(row["form"] or 0) == 0 for row in rows[:-1])
 
 
+@pytest.fixture(scope="session")
+def canned(small):
+    """Updates of grpo's trainer on given completions, by one process and by two."""
+    out = small / "canned"
+    out.mkdir()
+    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "127.0.0.1"]
+    for start in ([], ["torch.distributed.run", "--nproc-per-node", "2", *meet, "-m"]):
+        done = subprocess.run([sys.executable, "-m", *start, "tests.pipeline.canned_grpo", "canned"], cwd=small.folder, env=small.environment,
+                              text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        assert done.returncode == 0, done.stdout
+    return out
+
+
+@pytest.mark.parametrize("variant", ["padded", "packed", "kl"])
+def test_two_processes_train_grpo_on_the_prompts_of_one_in_their_order_and_by_its_updates(canned, variant):
+    from safetensors.torch import load_file
+
+    one, two = (json.loads((canned / f"{variant}-{processes}.json").read_text()) for processes in (1, 2))
+    assert one["asked"] == two["asked"] and len(one["asked"][0]) == 8
+    for figure in ("grad_norm", "reward", "reward_std", "num_tokens", "completions/mean_length"):
+        found = [[log[figure] for log in run["told"] if figure in log] for run in (one, two)]  # some are told of new completions only
+        assert found[0] and found[1] == pytest.approx(found[0], rel=TOLERANCE), figure
+    assert [log["loss"] for log in two["told"]] == pytest.approx([log["loss"] for log in one["told"]], abs=TOLERANCE)
+    ours, theirs = (load_file(canned / f"{variant}-{processes}.safetensors") for processes in (2, 1))
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 2e-4  # of 0.14; measured 4e-5
+
+
+def test_engines_apart_get_the_adapter_as_it_stands_and_draw_what_one_beside_each_trainer_would(canned):
+    assert (canned / "apart-2.safetensors").read_bytes() == (canned / "packed-2.safetensors").read_bytes()
+
+
+def test_grpo_by_two_comes_again_after_the_death_of_one(small):
+    twice = {**RESUMED["grpo"][0], "processes": 2}
+    small.do("grpo", **twice, out="two-grpo", out_curve="two-grpo.csv")
+    again = {**twice, "out": "two-grpo-again", "out_curve": "two-grpo-again.csv", "scratch": "two-grpo-killed"}
+    started = small.start("grpo", **again)
+    wait_for(small / "two-grpo-killed/checkpoints/checkpoint-2" / SEAL, started)
+    ranks = ranks_of(started)
+    ranks[1].kill()
+    assert ended(started, ranks).splitlines()[-1] == "grpo: process 1 was killed (SIGKILL): the others ended with it"
+    done = small.run("grpo", **again)
+    assert done.returncode == 0, done.stdout
+    assert digest(small / "two-grpo-again") == digest(small / "two-grpo")
+    assert (small / "two-grpo-again.csv").read_bytes() == (small / "two-grpo.csv").read_bytes()
+
+
 def namespaces_work() -> bool:
     made = subprocess.run(["ip", "netns", "add", "mathmind-try"], capture_output=True).returncode == 0 if shutil.which("ip") else False
     return made and subprocess.run(["ip", "netns", "del", "mathmind-try"], capture_output=True).returncode == 0

@@ -1,6 +1,7 @@
 """What an engine is given to run, without an engine: mounts, environments, who may ask the hub."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,7 @@ from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params
 from stages.host.engines import Apptainer, Job, Native, _link_targets, _mount, hub_stages, image_file, spreads
 from stages.host.graph import read_graph
-from stages.host.launcher import hold_to_sense
+from stages.host.launcher import hold_to_sense, rollout_gpus
 from tests.imports import ROOT
 
 PARAMS = read_params(ROOT / "params.yaml")
@@ -16,8 +17,8 @@ GRAPH = read_graph(ROOT, PARAMS)
 
 
 def job(tmp_path, *, asks_hub=False, spreads=False, held=(), name="fetch", **run):
-    settings = Run(engine="docker", **{"gpus": len(held), "processes": None, "nodes": 1, "rendezvous": None, **run}, workers=None, memory=None,
-                   scratch=None, local_files="data/local", unpinned=False)  # fmt: skip
+    alone = {"gpus": len(held), "processes": None, "rollout_gpus": None, "nodes": 1, "rendezvous": None}
+    settings = Run(engine="docker", **{**alone, **run}, workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
     stage = GRAPH[name]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT, main_tree=tmp_path,
                local_files=tmp_path / "mine", scratch=tmp_path / "key", lock=tmp_path / "key.lock", asks_hub=asks_hub,
@@ -97,7 +98,7 @@ def test_apptainer_gets_a_closed_container_and_its_variables_by_their_prefix(tmp
     assert closed.pinned is False
 
 
-@pytest.mark.parametrize(("name", "run", "wanted"), [("sft", {"gpus": 4}, 4), ("grpo", {"gpus": 4}, 1), ("sft", {"gpus": 4, "processes": 2}, 2),
+@pytest.mark.parametrize(("name", "run", "wanted"), [("sft", {"gpus": 4}, 4), ("eval@base", {"gpus": 4}, 1), ("sft", {"gpus": 4, "processes": 2}, 2),
                                                     ("sft", {"gpus": 0}, 0), ("sft", {"gpus": 0, "processes": 2}, 0)])  # fmt: skip
 def test_a_stage_takes_a_gpu_for_each_of_its_processes(tmp_path, name, run, wanted):
     assert job(tmp_path, name=name, **run).gpus_wanted == wanted
@@ -124,7 +125,7 @@ def test_answers_are_spread_over_gpus_where_they_do_not_depend_on_each_other(pro
 @pytest.mark.parametrize(("name", "run", "begins"), [
     ("sft", {}, ["stages.harness.run_stage", "sft"]),
     ("sft", {"gpus": 1}, ["stages.harness.run_stage", "sft"]),
-    ("grpo", {"gpus": 4}, ["stages.harness.run_stage", "grpo"]),
+    ("merge@sft", {"gpus": 4}, ["stages.harness.run_stage", "merge"]),
     ("sft", {"gpus": 4}, ["stages.harness.run_ranks", "--processes", "4", "--run", "abc", "sft"]),
     ("orpo", {"processes": 2}, ["stages.harness.run_ranks", "--processes", "2", "--run", "abc", "orpo"]),
     ("qlora", {"nodes": 2, "rendezvous": "first:29400"},
@@ -135,6 +136,24 @@ def test_a_stage_that_trains_starts_as_many_processes_as_it_has_gpus_or_is_told(
     assert command[2 : 2 + len(begins)] == begins and command[2 + len(begins)] == "--scratch"
 
 
+@pytest.mark.parametrize(("run", "apart", "processes", "wanted"), [
+    ({"gpus": 4}, 0, 4, 4), ({"gpus": 4}, 2, 2, 4), ({"gpus": 2}, 1, 1, 2),
+    ({"gpus": 4, "processes": 2}, 1, 2, 3), ({"gpus": 4, "processes": 4}, 2, 2, 4),
+])  # fmt: skip
+def test_engines_alone_on_a_gpu_leave_fewer_processes_to_train(tmp_path, run, apart, processes, wanted):
+    asked = replace(job(tmp_path, name="grpo", **run), rollout_gpus=apart)
+    assert (asked.processes, asked.gpus_wanted) == (processes, wanted)
+    assert asked.environment().get("MATHMIND_ROLLOUT_GPUS") == (str(apart) if apart else None)
+
+
+@pytest.mark.parametrize(("name", "run", "apart"), [
+    ("grpo", {"gpus": 4, "rollout_gpus": 1}, 1), ("grpo", {"gpus": 4, "rollout_gpus": 0}, 0), ("grpo", {"gpus": 1}, 0),
+    ("sft", {"gpus": 4, "rollout_gpus": 1}, 0),
+])  # fmt: skip
+def test_only_grpo_has_engines_alone_and_as_many_as_params_say(tmp_path, name, run, apart):
+    assert rollout_gpus(job(tmp_path, name=name, **run), PARAMS) == apart
+
+
 def test_machines_that_train_together_use_the_callers_choice_of_network_and_a_container_of_theirs_the_hosts(tmp_path, monkeypatch):
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
     apart, alone = job(tmp_path, name="sft", nodes=2, rendezvous="first:29400"), job(tmp_path, name="sft", processes=2)
@@ -143,6 +162,7 @@ def test_machines_that_train_together_use_the_callers_choice_of_network_and_a_co
 
 @pytest.mark.parametrize(("run", "sentence"), [
     ({"nodes": 2}, "run.nodes is 2 and run.rendezvous is null"),
+    ({"gpus": 2, "rollout_gpus": 2}, "run.rollout_gpus is 2 and run.gpus 2: one GPU at least is to train"),
     ({"gpus": 2, "processes": 4}, "run.processes is 4 and run.gpus 2: each process needs a GPU of its own"),
 ])
 def test_what_cannot_be_run_is_refused(tmp_path, run, sentence):

@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 
 from stages.harness.errors import InputError
+from stages.harness.params import read_params
 from stages.training.memory import Needs, Plan, Shape, choose
+from stages.training.rollouts_apart import planned_gpus
+from tests.imports import ROOT
 
 QWEN = {
     "num_hidden_layers": 40, "hidden_size": 2560, "num_attention_heads": 20, "num_key_value_heads": 20,
@@ -51,3 +54,14 @@ def test_a_base_in_16_bits_has_nothing_to_dequantise(needs):
 def test_where_nothing_fits_the_least_is_named(needs):
     with pytest.raises(InputError, match=r"1 rows of 2048 tokens take about \d"):
         choose(needs, 8, 3, **FREE)
+
+
+@pytest.mark.parametrize(("gpus", "gib", "profile", "apart"), [
+    (2, 139, "report-h200", 0), (2, 24, "report-h200", 1), (4, 24, "report-h200", 2), (3, 24, "report-h200", 1), (1, 24, "report-h200", 0),
+    (2, 15, "report-t4", 1), (2, 24, "report-t4", 0), (4, 1, "embedded", 0),
+])  # fmt: skip
+def test_engines_get_gpus_alone_where_none_fits_beside_a_trainer_and_leave_as_many_as_divide_the_batch(needs, tmp_path, gpus, gib, profile, apart):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 16}))
+    section = read_params(ROOT / f"params/{profile}.yaml")["grpo"]
+    assert planned_gpus(section, tmp_path, tmp_path, gpus, gib) == apart
+    assert planned_gpus({**section, "rollouts": None}, tmp_path, tmp_path, gpus, gib) == 0  # the stage says what is wrong
