@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from stages.harness.errors import InputError
 from stages.harness.params import Run
+from stages.harness.ranks import SHARDED
 from stages.harness.run_stage import determinism
 from stages.host import provenance
 from stages.host.audit import traced
@@ -75,6 +76,8 @@ class Job:
         given = {"HOME": folder, "TMPDIR": folder, "USER": "mathmind", "PYTHONUNBUFFERED": "1"}
         if self.settings.workers:
             given["MATHMIND_WORKERS"] = str(self.settings.workers)
+        if self.settings.sharded is not None:
+            given[SHARDED] = str(self.settings.sharded).lower()
         if self.settings.gpus == 0:
             given["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled on a CPU; loading the compiler takes a second
             given["CUDA_VISIBLE_DEVICES"] = ""  # a profile that asks for no GPU gives the same bits where there is one

@@ -128,6 +128,8 @@ def hold_to_sense(settings: Run) -> None:
         raise InputError(f"params.yaml: run.nodes is {settings.nodes} and run.rendezvous is null: give the first machine's host:port")
     if settings.gpus and settings.processes and settings.processes > settings.gpus:
         raise InputError(f"params.yaml: run.processes is {settings.processes} and run.gpus {settings.gpus}: each process needs a GPU of its own")
+    if settings.sharded and settings.nodes * (settings.processes or settings.gpus or 1) == 1:
+        raise InputError("params.yaml: run.sharded is true and one process has nobody to share the base with: set it to null, or take more GPUs")
 
 
 def join(name: str, node: int) -> None:

@@ -7,6 +7,7 @@ from stages.harness import ranks
 from stages.training.dealing import dealt
 from stages.training.logprobs import packed_logprobs
 from stages.training.packing import IGNORED, PackedRows
+from stages.training.sharding import whole
 
 WEIGHTLESS = "weightless"  # marks the row of a process that got none
 
@@ -68,7 +69,7 @@ def pair_trainer():
             def forward(*_, **__):
                 base = adapted.get_base_model()
                 return packed_logprobs(
-                    base.get_decoder(), base.get_output_embeddings().weight, ids, mask, ids.shape[1] - 1,
+                    base.get_decoder(), whole(base.get_output_embeddings().weight), ids, mask, ids.shape[1] - 1,
                     temperature=1.0, longest=self.packing.longest, compiled=self.packing.p.compile,
                 )  # fmt: skip
 

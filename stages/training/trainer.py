@@ -16,6 +16,7 @@ from stages.training.checkpoints import sealer, where_all_go_on
 from stages.training.curves import LIVE, Curve, recorder
 from stages.training.dealing import micro_batches, share_of
 from stages.training.models import Precision, save_adapter
+from stages.training.sharding import alongside
 
 
 class Optimisation(StageParams):
@@ -120,6 +121,7 @@ def train(stage: str, trainer, *, base: Path, checkpoints: Path, out: Path, out_
     trainer.add_callback(recorder(curve, stage, trainer.args.max_steps))
     trainer.add_callback(sealer())
     trainer.add_callback(pace())
+    alongside(trainer)
     walk_once(trainer.model)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=where_all_go_on(checkpoints))
@@ -132,11 +134,12 @@ def train(stage: str, trainer, *, base: Path, checkpoints: Path, out: Path, out_
 
 
 def walk_once(model) -> None:
-    """Remembers a model's parameters, and sets a mode only where the last one set was another.
+    """Remembers those of a model's parameters that are trained, and sets a mode only where the last one set was another.
 
-    A trainer does both several times an update, and each walk through the thousands of modules of a model with adapters takes 10 ms.
+    A trainer does both several times an update, and each walk through the thousands of modules of a model with adapters takes 10 ms. It asks
+    for no others; and accelerate, that would not train beside a base that is shared out, does not see one.
     """
-    parameters, set_mode, last = list(model.parameters()), model.train, None
+    parameters, set_mode, last = [weight for weight in model.parameters() if weight.requires_grad], model.train, None
 
     def train(mode: bool = True):
         nonlocal last

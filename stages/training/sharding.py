@@ -1,0 +1,129 @@
+"""A frozen base that several processes share out (FSDP2): each keeps a part of every layer, and has the whole of one or two at a time.
+
+The adapter is small and whole in every process. It is trained as where each process has the whole base: the same updates to the last bit,
+the same checkpoints, the same files in the end.
+"""
+
+import os
+from pathlib import Path
+
+from stages.harness import measures, ranks
+from stages.harness.errors import InputError
+from stages.harness.jsonl import read_json
+from stages.harness.ranks import SHARDED
+from stages.training.memory import Needs
+
+
+def asked() -> bool | None:
+    """What run.sharded says; None where the memory of the GPU is to decide."""
+    return {"true": True, "false": False}.get(os.environ.get(SHARDED, ""))
+
+
+def is_shared_out(needs: Needs, memory_gib: float) -> bool:
+    """Whether the base is: where run.sharded leaves it open, where the whole of it would leave no room for a single row."""
+    if ranks.size() == 1:
+        return False
+    shared = ranks.told(not needs.fits_whole(memory_gib) if asked() is None else asked())
+    measures.note(sharded=shared)
+    return shared
+
+
+def load_shared_out(folder: Path, dtype, quantization):
+    """The base of a model folder with each layer shared out as soon as it is read, so that no process ever holds more than one whole.
+
+    dtype: of its weights. quantization: a BitsAndBytesConfig for 4 bits, or None. Raises InputError where the files lack a weight.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from torch.distributed.fsdp import fully_shard
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers.quantizers import AutoHfQuantizer
+
+    device = torch.device("cuda", ranks.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    placed = {"": device}
+    config = AutoConfig.from_pretrained(folder)
+    config.name_or_path = folder
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    if quantization:
+        model.hf_quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
+        model.hf_quantizer.preprocess_model(model, dtype=dtype, device_map=placed)
+    weights, decoder = _Weights(folder), model.get_decoder()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = config.get_text_config().tie_word_embeddings
+    names = {module: f"{name}." for name, module in model.named_modules()}
+    for part in (embedding, *decoder.layers, *([] if tied else [head])):
+        weights.fill(part, names[part], device)
+        if part is not embedding or not tied:  # which serves at both ends, and stays whole
+            _share_out(part)
+    weights.fill(decoder, names[decoder], device)
+    model.tie_weights()
+    fully_shard(decoder, ignored_params={weight for weight in decoder.parameters() if not is_part(weight)})  # its last norm is small
+    for buffers, name, buffer in [(m._buffers, name, buffer) for m in model.modules() for name, buffer in m._buffers.items()]:
+        buffers[name] = buffer if buffer is None else buffer.to(device)
+    if quantization:
+        model.hf_quantizer.postprocess_model(model)
+    model.hf_device_map = placed
+    return model.eval()
+
+
+def alongside(trainer) -> None:
+    """Has the adapter trained by data parallelism, beside a base that is shared out and is to be left alone."""
+    model = trainer.model
+    frozen = {name: weight for name, weight in model.named_parameters() if not weight.requires_grad}
+    if any(map(is_part, frozen.values())):
+        model._ddp_params_and_buffers_to_ignore = list(frozen)
+        trainer.accelerator.device_placement = False  # all lies where it belongs, and what is shared out cannot be moved
+
+
+def whole(weight):
+    """A weight of which processes may have a share each; all must ask."""
+    return weight.full_tensor() if is_part(weight) else weight
+
+
+def is_part(weight) -> bool:
+    return hasattr(weight, "full_tensor")
+
+
+class _Weights:
+    """The weights of a model folder, read one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        index = folder / "model.safetensors.index.json"
+        names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+        files = [safe_open(folder / name, framework="pt") for name in names]
+        self.folder, self.held = folder, {weight: file for file in files for weight in file.keys()}
+
+    def fill(self, part, prefix: str, device) -> None:
+        """Reads those weights of a module that are not there yet, and brings them to their device and to 4 bits where they belong there."""
+        from bitsandbytes.nn import Params4bit
+        from torch.nn import Parameter
+
+        for name, empty in list(part.named_parameters()):
+            if not empty.is_meta:
+                continue
+            if prefix + name not in self.held:
+                raise InputError(f"{self.folder} has no weight {prefix}{name} by that name: set run.sharded to false in params.yaml")
+            weight = self.held[prefix + name].get_tensor(prefix + name).to(device, empty.dtype)
+            if isinstance(empty, Params4bit):
+                weight = Params4bit(weight, **empty.__dict__).to(device)
+            owner, _, own = name.rpartition(".")
+            setattr(part.get_submodule(owner), own, weight if isinstance(empty, Params4bit) else Parameter(weight, requires_grad=False))
+
+
+def _share_out(part) -> None:
+    """Leaves this process its part of a module's weights; 4-bit ones are whole again, with their scales, whenever the module computes."""
+    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import fix_4bit_weight_quant_state_from_module
+    from torch.distributed.fsdp import fully_shard
+
+    quantised = [module for module in part.modules() if isinstance(module, Linear4bit)]
+    told = [(module.weight.quant_type, module.weight.compress_statistics) for module in quantised]
+    fully_shard(part, reshard_after_forward=True)
+    for module, (kind, twice) in zip(quantised, told, strict=True):
+        module.weight.quant_type, module.weight.compress_statistics = kind, twice  # peft asks
+    if quantised:  # each would do it itself, amid what is compiled
+        part.register_forward_pre_hook(lambda *_: [fix_4bit_weight_quant_state_from_module(module) for module in quantised] and None)
