@@ -24,6 +24,7 @@ from stages.training.rewards import (
     match_format_exactly,
 )
 from stages.training.rollouts import Rollouts, VllmRollouts, rollout_trainer
+from stages.training.sharding import asked
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
 ANSWER_REWARDS = {"graded": check_final_answer, "exact": check_exact_answer}
@@ -135,6 +136,8 @@ def _packing(p: Params, base: Path, adapter: Path, longest: int, scratch: Path) 
 
 def _check(p: Params) -> None:
     """Refuses parameters that do not fit together."""
+    if asked():
+        raise InputError("params.yaml: run.sharded is true, and grpo samples from the whole of its base: set it to null")
     if p.per_device_batch * p.accumulation != p.prompts_per_step * p.generations:
         raise InputError(
             f"params.yaml: grpo: per_device_batch x accumulation ({p.per_device_batch} x {p.accumulation}) must be "

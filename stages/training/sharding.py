@@ -49,19 +49,17 @@ def load_shared_out(folder: Path, dtype, quantization):
     if quantization:
         model.hf_quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
         model.hf_quantizer.preprocess_model(model, dtype=dtype, device_map=placed)
-    weights, decoder = _Weights(folder), model.get_decoder()
+    weights, decoder = _Weights(folder, dtype, device), model.get_decoder()
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = config.get_text_config().tie_word_embeddings
     names = {module: f"{name}." for name, module in model.named_modules()}
     for part in (embedding, *decoder.layers, *([] if tied else [head])):
-        weights.fill(part, names[part], device)
+        weights.fill(part, names[part])
         if part is not embedding or not tied:  # which serves at both ends, and stays whole
             _share_out(part)
-    weights.fill(decoder, names[decoder], device)
+    weights.fill(decoder, names[decoder])
     model.tie_weights()
     fully_shard(decoder, ignored_params={weight for weight in decoder.parameters() if not is_part(weight)})  # its last norm is small
-    for buffers, name, buffer in [(m._buffers, name, buffer) for m in model.modules() for name, buffer in m._buffers.items()]:
-        buffers[name] = buffer if buffer is None else buffer.to(device)
     if quantization:
         model.hf_quantizer.postprocess_model(model)
     model.hf_device_map = placed
@@ -87,19 +85,21 @@ def is_part(weight) -> bool:
 
 
 class _Weights:
-    """The weights of a model folder, read one at a time."""
+    """The weights of a model folder, each read when it is asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype, device) -> None:
         from safetensors import safe_open
 
         index = folder / "model.safetensors.index.json"
         names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
         files = [safe_open(folder / name, framework="pt") for name in names]
+        self.dtype, self.device = dtype, device
         self.folder, self.held = folder, {weight: file for file in files for weight in file.keys()}
 
-    def fill(self, part, prefix: str, device) -> None:
-        """Reads those weights of a module that are not there yet, and brings them to their device and to 4 bits where they belong there."""
+    def fill(self, part, prefix: str) -> None:
+        """Reads those weights of a module that are not there yet, in 4 bits where it is a 4-bit one."""
         from bitsandbytes.nn import Params4bit
+        from torch import Tensor
         from torch.nn import Parameter
 
         for name, empty in list(part.named_parameters()):
@@ -107,11 +107,11 @@ class _Weights:
                 continue
             if prefix + name not in self.held:
                 raise InputError(f"{self.folder} has no weight {prefix}{name} by that name: set run.sharded to false in params.yaml")
-            weight = self.held[prefix + name].get_tensor(prefix + name).to(device, empty.dtype)
+            weight = self.held[prefix + name].get_tensor(prefix + name).to(self.device, self.dtype)
             if isinstance(empty, Params4bit):
-                weight = Params4bit(weight, **empty.__dict__).to(device)
+                weight = Params4bit(weight, **empty.__dict__).to(self.device)  # where it is quantised
             owner, _, own = name.rpartition(".")
-            setattr(part.get_submodule(owner), own, weight if isinstance(empty, Params4bit) else Parameter(weight, requires_grad=False))
+            setattr(part.get_submodule(owner), own, Parameter(weight, requires_grad=False) if type(weight) is Tensor else weight)
 
 
 def _share_out(part) -> None:
