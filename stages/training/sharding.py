@@ -29,7 +29,7 @@ def is_shared_out(needs: Needs, memory_gib: float) -> bool:
 
 
 def load_shared_out(folder: Path, dtype, quantization):
-    """The base of a model folder with each layer shared out as soon as it is read, so that no process ever holds more than one whole.
+    """The base of a model folder with each layer shared out as soon as it is read, so that no process has more of it than that one whole.
 
     dtype: of its weights. quantization: a BitsAndBytesConfig for 4 bits, or None. Raises InputError where the files lack a weight.
     """
@@ -45,21 +45,22 @@ def load_shared_out(folder: Path, dtype, quantization):
     config.name_or_path = folder
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.generation_config = GenerationConfig.from_pretrained(folder)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     if quantization:
         model.hf_quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
         model.hf_quantizer.preprocess_model(model, dtype=dtype, device_map=placed)
     weights, decoder = _Weights(folder, dtype, device), model.get_decoder()
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = config.get_text_config().tie_word_embeddings
+    parts = list(decoder.layers)
+    if not config.get_text_config().tie_word_embeddings:  # one matrix that serves at both ends stays whole
+        parts += [model.get_input_embeddings(), model.get_output_embeddings()]
     names = {module: f"{name}." for name, module in model.named_modules()}
-    for part in (embedding, *decoder.layers, *([] if tied else [head])):
+    for part in parts:
         weights.fill(part, names[part])
-        if part is not embedding or not tied:  # which serves at both ends, and stays whole
-            _share_out(part)
+        _share_out(part)
     weights.fill(decoder, names[decoder])
     model.tie_weights()
-    fully_shard(decoder, ignored_params={weight for weight in decoder.parameters() if not is_part(weight)})  # its last norm is small
+    fully_shard(decoder, ignored_params={weight for weight in decoder.parameters() if not is_part(weight)})  # the last norm too
     if quantization:
         model.hf_quantizer.postprocess_model(model)
     model.hf_device_map = placed
@@ -81,6 +82,7 @@ def whole(weight):
 
 
 def is_part(weight) -> bool:
+    """Whether this process has but a share of a weight."""
     return hasattr(weight, "full_tensor")
 
 
@@ -106,7 +108,7 @@ class _Weights:
             if not empty.is_meta:
                 continue
             if prefix + name not in self.held:
-                raise InputError(f"{self.folder} has no weight {prefix}{name} by that name: set run.sharded to false in params.yaml")
+                raise InputError(f"params.yaml: run.sharded: {self.folder} has no weight by the name {prefix}{name}: set it to false")
             weight = self.held[prefix + name].get_tensor(prefix + name).to(self.device, self.dtype)
             if isinstance(empty, Params4bit):
                 weight = Params4bit(weight, **empty.__dict__).to(self.device)  # where it is quantised
@@ -125,5 +127,9 @@ def _share_out(part) -> None:
     fully_shard(part, reshard_after_forward=True)
     for module, (kind, twice) in zip(quantised, told, strict=True):
         module.weight.quant_type, module.weight.compress_statistics = kind, twice  # peft asks
-    if quantised:  # each would do it itself, amid what is compiled
-        part.register_forward_pre_hook(lambda *_: [fix_4bit_weight_quant_state_from_module(module) for module in quantised] and None)
+
+    def bring_scales(*_) -> None:
+        for module in quantised:  # each would do it itself, amid what is compiled
+            fix_4bit_weight_quant_state_from_module(module)
+
+    part.register_forward_pre_hook(bring_scales)

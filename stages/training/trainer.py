@@ -16,7 +16,7 @@ from stages.training.checkpoints import sealer, where_all_go_on
 from stages.training.curves import LIVE, Curve, recorder
 from stages.training.dealing import micro_batches, share_of
 from stages.training.models import Precision, save_adapter
-from stages.training.sharding import alongside
+from stages.training.sharding import alongside, is_part
 
 
 class Optimisation(StageParams):
@@ -134,12 +134,12 @@ def train(stage: str, trainer, *, base: Path, checkpoints: Path, out: Path, out_
 
 
 def walk_once(model) -> None:
-    """Remembers those of a model's parameters that are trained, and sets a mode only where the last one set was another.
+    """Remembers a model's parameters, and sets a mode only where the last one set was another.
 
-    A trainer does both several times an update, and each walk through the thousands of modules of a model with adapters takes 10 ms. It asks
-    for no others; and accelerate, that would not train beside a base that is shared out, does not see one.
+    A trainer does both several times an update, and each walk through the thousands of modules of a model with adapters takes 10 ms. Of a
+    base that is shared out it is shown nothing: none of it is trained, and accelerate refuses data parallelism beside what it sees of one.
     """
-    parameters, set_mode, last = [weight for weight in model.parameters() if weight.requires_grad], model.train, None
+    parameters, set_mode, last = [weight for weight in model.parameters() if not is_part(weight)], model.train, None
 
     def train(mode: bool = True):
         nonlocal last
