@@ -27,6 +27,7 @@ from stages.training.rewards import (
 )
 from stages.training.rollouts import Rollouts, VllmRollouts, rollout_trainer
 from stages.training.rollouts_apart import engine_bytes, engines_apart, take_gpus
+from stages.training.sharding import asked
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
 ANSWER_REWARDS = {"graded": check_final_answer, "exact": check_exact_answer}
@@ -141,6 +142,8 @@ def _check(p: Params, *, apart: bool) -> None:
     if p.loss == "bnpo" and ranks.size() > 1:
         raise InputError("params.yaml: grpo.loss: bnpo is a mean over what a process computes at once, another with each number of them: "
                          "set run.processes and run.nodes to 1, or take dapo")  # fmt: skip
+    if asked():
+        raise InputError("params.yaml: run.sharded is true, and grpo samples from the whole of its base: set it to null")
     if p.per_device_batch * p.accumulation != p.prompts_per_step * p.generations:
         raise InputError(
             f"params.yaml: grpo: per_device_batch x accumulation ({p.per_device_batch} x {p.accumulation}) must be "

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from stages.corpus.tokenizer_files import marks_of
 from stages.training.models import Lora, load_tokenizer
-from stages.training.packing import Packed, PackedRows
+from stages.training.packing import Packed, layout
 from stages.training.pairs import pair_trainer
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
@@ -27,16 +27,15 @@ class Params(Optimisation):
 def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
     """Writes the adapter with its tokenizer, and the training curve."""
     backend = begin(p, p.max_length, checkpoints)
-    packing = PackedRows(p, base, checkpoints, rank=p.lora.rank, longest=2 * p.max_length, nf4=False) if p.packed else None
+    rows = layout(p, base, checkpoints, answers=2)
     from trl.experimental.orpo import ORPOConfig
 
-    model = backend.load_base(base)
-    model = backend.new_adapter(packing.prepare(model) if packing else model, p.lora)
+    model = backend.new_adapter(rows.prepare(backend.load_base(base, sharded=rows.sharded)), p.lora)
     tokenizer = load_tokenizer(base, pairs / "chat_template.jinja", ends_with=marks_of(base).text_end)
     trainer = pair_trainer()(
         model=model,
         args=ORPOConfig(
-            **arguments(p, checkpoints) | (packing.arguments if packing else {}),
+            **arguments(p, checkpoints) | rows.arguments,
             beta=p.beta,
             max_length=p.max_length,
             remove_unused_columns=False,
@@ -44,5 +43,5 @@ def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out
         train_dataset=dataset(pairs / "train.jsonl", ("prompt", "chosen", "rejected")),
         processing_class=tokenizer,
     )
-    trainer.packing, trainer.together = packing, p.per_device_batch
+    trainer.packing, trainer.together = rows if p.packed else None, p.per_device_batch
     train("orpo", trainer, base=base, checkpoints=checkpoints, out=out, out_curve=out_curve)

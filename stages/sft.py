@@ -31,7 +31,7 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
     from trl import SFTConfig, SFTTrainer
 
     rows = layout(p, base, checkpoints)
-    model = backend.new_adapter(rows.prepare(backend.load_base(base)), p.lora)
+    model = backend.new_adapter(rows.prepare(backend.load_base(base, sharded=rows.sharded)), p.lora)
     tokenizer = load_tokenizer(base, mix / "sft" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
     trainer = dealt(SFTTrainer)(
         model=model,
@@ -48,5 +48,5 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
         processing_class=tokenizer,
     )
     if p.stop.share is not None:
-        trainer.add_callback(stop_at_form(p.stop, trainer, mix / "sft" / "validation.jsonl"))
+        trainer.add_callback(stop_at_form(p.stop, trainer, mix / "sft" / "validation.jsonl", together=rows.sharded))
     train("sft", trainer, base=base, checkpoints=checkpoints, out=out, out_curve=out_curve)

@@ -44,6 +44,7 @@ class Run(StageParams):
     nodes: int = Field(gt=0)  # machines that train together
     rollout_gpus: int | None = Field(ge=0)  # of the GPUs, that grpo's engines have alone; 0: each beside a trainer; null: as memory allows
     rendezvous: str | None = Field(pattern=r"^[^\s:/]+:\d+$")  # host:port of the first machine, where there are several
+    sharded: bool | None  # do they share the frozen base out, which is else whole in each; null: where it does not fit a GPU
     workers: int | None = Field(gt=0)  # processes of a stage that can use several; null: one a core
     memory: str | None  # a container's limit, such as 12g
     scratch: str | None  # where stages write before their outs are moved; default: .dvc/tmp/mathmind

@@ -11,6 +11,7 @@ from stages.harness.errors import InputError
 
 RUN = "MATHMIND_RUN"  # the key of the run that a process was started for
 STARTER = "MATHMIND_STARTER"  # the process that started it, with which it ends
+SHARDED = "MATHMIND_SHARDED"  # run.sharded, where it says yes or no
 LONGEST_WAIT = timedelta(minutes=30)  # for a rank that is at work alone: the first answers sft's validation questions
 
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from stages.harness.errors import InputError
 from stages.harness.params import Run
+from stages.harness.ranks import SHARDED
 from stages.harness.run_stage import determinism
 from stages.host import provenance
 from stages.host.audit import traced
@@ -79,6 +80,8 @@ class Job:
             given["MATHMIND_WORKERS"] = str(self.settings.workers)
         # As a container numbers those that it has. None: a profile that asks for no GPU gives the same bits where there is one.
         given["CUDA_VISIBLE_DEVICES"] = ",".join(str(number) for number in range(len(self.gpus)))
+        if self.settings.sharded is not None:
+            given[SHARDED] = str(self.settings.sharded).lower()
         if self.settings.gpus == 0:
             given["TORCHDYNAMO_DISABLE"] = "1"  # nothing is compiled on a CPU; loading the compiler takes a second
         else:

@@ -134,6 +134,8 @@ def hold_to_sense(settings: Run) -> None:
         raise InputError(f"params.yaml: run.processes is {settings.processes} and run.gpus {settings.gpus}: each process needs a GPU of its own")
     if settings.rollout_gpus and settings.rollout_gpus >= settings.gpus:
         raise InputError(f"params.yaml: run.rollout_gpus is {settings.rollout_gpus} and run.gpus {settings.gpus}: one GPU at least is to train")
+    if settings.sharded and settings.nodes * (settings.processes or settings.gpus or 1) == 1:
+        raise InputError("params.yaml: run.sharded is true and one process has nobody to share the base with: set it to null, or take more GPUs")
 
 
 def rollout_gpus(job: Job, values: dict[str, Any]) -> int:

@@ -1,6 +1,6 @@
 """How large a micro-batch a GPU holds: an estimate in bytes, and the fastest way to train that stays below it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Self
@@ -10,6 +10,7 @@ from stages.harness.jsonl import read_json
 
 GIB = 2**30
 NF4_BYTES = 0.53  # a weight in 4 bits with its scales, quantised once more
+SCALE_BYTES = 0.03  # of those, its scales: whole in every process
 OPTIMISED_BYTES = 16  # an adapter's weight in 32 bits, its gradient, and two moments
 USABLE = 0.92  # of the memory: the rest goes to fragments and to libraries
 OUTSIDE = 1.2 * GIB  # the CUDA context, work space of matrix products
@@ -74,7 +75,7 @@ class Plan:
 class Needs:
     """Of what a training needs memory; width: bytes of a number; longest: tokens of a row; chunk: tokens whose logits are held.
 
-    beside: bytes that an engine takes in the same process.
+    beside: bytes that an engine takes in the same process; shares: processes that share the base out.
     """
 
     shape: Shape
@@ -84,6 +85,11 @@ class Needs:
     longest: int
     chunk: int
     beside: float = 0
+    shares: int = 1
+
+    def fits_whole(self, memory_gib: float) -> bool:
+        """Whether a GPU holds the whole base, its adapter and one row."""
+        return replace(self, shares=1).bytes(Plan(1, recompute=True, dequantise=False)) <= USABLE * memory_gib * GIB
 
     def bytes(self, plan: Plan) -> float:
         """The most that is held at once, with every row of a micro-batch as long as the longest may be."""
@@ -104,8 +110,17 @@ class Needs:
         """What does not grow with the micro-batch."""
         shape = self.shape
         linear = NF4_BYTES if self.nf4 and not dequantise else self.width
-        weights = shape.linear * linear + shape.embedding * self.width + shape.adapter * self.rank * OPTIMISED_BYTES
+        weights = self._base(linear) + shape.adapter * self.rank * OPTIMISED_BYTES
         return weights + self.chunk * shape.vocab * (2 * self.width + 8) + OUTSIDE + self.beside
+
+    def _base(self, linear: float) -> float:
+        """Of a base that is shared out: this process's part, and what it has whole at a time: two layers and one of both ends."""
+        layers, ends = self.shape.linear * linear, self.shape.embedding * self.width
+        if self.shares == 1:
+            return layers + ends
+        scales = self.shape.linear * SCALE_BYTES if self.nf4 else 0
+        ends = ends if self.shape.tied else ends / self.shares + ends / 2
+        return (layers - scales) / self.shares + scales + 2 * layers / self.shape.layers + ends
 
 
 def fits(needs: Needs, memory_gib: float) -> bool:

@@ -13,6 +13,7 @@ from stages.harness import ranks
 from stages.harness.arithmetic import use_portable_arithmetic
 from stages.harness.errors import InputError
 from stages.harness.params import StageParams
+from stages.training.sharding import load_shared_out
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -41,8 +42,11 @@ class Transformers:
     def __init__(self, precision: Precision) -> None:
         self.precision = precision
 
-    def load_base(self, folder: Path, *, nf4: bool = False, lent: bool = False):
-        """The base model, in 4-bit NF4 if asked (Dettmers et al. 2023); on the CPU if its weights are to be lent."""
+    def load_base(self, folder: Path, *, nf4: bool = False, lent: bool = False, sharded: bool = False):
+        """The base model, in 4-bit NF4 if asked (Dettmers et al. 2023); on the CPU if its weights are to be lent.
+
+        sharded: of each layer this process keeps its share.
+        """
         import torch
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -54,13 +58,17 @@ class Transformers:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=torch.float32 if sharded else torch.uint8,  # the same bits: only what looks like floats is shared out
         )
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map=_gpu() if torch.cuda.is_available() and (nf4 or not lent) else None,
-            quantization_config=quantization if nf4 else None,
-        )
+        if sharded:
+            model = load_shared_out(folder, dtype, quantization if nf4 else None)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map=_gpu() if torch.cuda.is_available() and (nf4 or not lent) else None,
+                quantization_config=quantization if nf4 else None,
+            )
         for module in model.modules():
             # On a CPU with AVX512-BF16, bitsandbytes (0.50.2) repacks 4-bit weights for each evaluation and back, rounding
             # their scales on the way: training would depend on the processor, and a resumed run on where it was killed.

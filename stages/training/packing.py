@@ -6,6 +6,7 @@ taken, and that nothing is computed for padding, nor a logit for a token that is
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from math import gcd
 from pathlib import Path
@@ -18,6 +19,7 @@ from stages.harness.errors import InputError
 from stages.harness.params import StageParams
 from stages.training.dealing import micro_batches, share_of
 from stages.training.memory import Needs, Shape, choose
+from stages.training.sharding import is_shared_out
 
 ATTENTION = "packed"  # its name among transformers' attention functions
 CHUNK = 1024  # labels whose logits are in memory at a time
@@ -41,8 +43,9 @@ class Padded:
     collator = None
     loss_type = "nll"
 
-    def __init__(self, p) -> None:
+    def __init__(self, p, *, sharded: bool = False) -> None:
         self.rows = max(p.per_device_batch // ranks.size(), 1)  # of a process, where they are evaluated
+        self.sharded = sharded
         self.arguments: dict[str, Any] = {}
 
     def prepare(self, model):
@@ -67,11 +70,17 @@ class PackedRows:
         if p.packed.rows and batch % p.packed.rows:
             raise InputError(f"params.yaml: packed.rows: {p.packed.rows} does not divide the batch of {batch} (per_device_batch x accumulation)")
         memory = p.packed.memory_gib or _memory_gib()
-        needs = Needs(Shape.read(base), rank, nf4, 4 if p.precision == "fp32" else 2, longest, CHUNK, beside)
+        needs = _needs(p, base, rank, longest, nf4, beside)
+        self.sharded = not by_batch and is_shared_out(needs, memory)
+        if self.sharded and p.packed.dequantise:
+            raise InputError("params.yaml: packed.dequantise holds the whole base in 16 bits, of which several processes have a share each "
+                             "(run.sharded): set it to null")  # fmt: skip
+        needs = replace(needs, shares=ranks.size() if self.sharded else 1)
         self.p, self.strict, self.longest = p.packed, p.strict, longest
         recompute = True if by_batch and p.packed.recompute is None else p.packed.recompute
+        dequantise = False if self.sharded else p.packed.dequantise
         rows = p.packed.rows and gcd(p.packed.rows, share_of(batch))
-        self.plan = ranks.told(choose(needs, share_of(batch), memory, rows=rows, recompute=recompute, dequantise=p.packed.dequantise))
+        self.plan = ranks.told(choose(needs, share_of(batch), memory, rows=rows, recompute=recompute, dequantise=dequantise))
         self.tokens_kept = needs.tokens_kept(memory, dequantise=self.plan.dequantise)
         self.rows = self.plan.rows
         self.collator = partial(pack, longest=longest)
@@ -102,13 +111,26 @@ class PackedRows:
 
             torch._inductor.config.deterministic = self.strict
             for layer in model.get_decoder().layers:
-                layer.compile(dynamic=True)
+                if self.sharded:  # what gathers a layer stays outside
+                    layer.forward = torch.compile(layer.forward, dynamic=True)
+                else:
+                    layer.compile(dynamic=True)
         return model
 
 
-def layout(p, base: Path, scratch: Path, *, nf4: bool = False) -> Padded | PackedRows:
-    """How the rows of sft or qlora lie in memory; to be asked before anything is on the GPU."""
-    return PackedRows(p, base, scratch, rank=p.lora.rank, longest=p.max_length, nf4=nf4) if p.packed else Padded(p)
+def layout(p, base: Path, scratch: Path, *, nf4: bool = False, answers: int = 1) -> Padded | PackedRows:
+    """How the rows of sft, qlora or orpo lie in memory, and the base; to be asked before anything is on the GPU.
+
+    answers: of a row, each as long as max_length with its prompt.
+    """
+    longest = answers * p.max_length
+    if p.packed:
+        return PackedRows(p, base, scratch, rank=p.lora.rank, longest=longest, nf4=nf4)
+    return Padded(p, sharded=ranks.size() > 1 and is_shared_out(_needs(p, base, p.lora.rank, longest, nf4), _memory_gib()))
+
+
+def _needs(p, base: Path, rank: int, longest: int, nf4: bool, beside: float = 0) -> Needs:
+    return Needs(Shape.read(base), rank, nf4, 4 if p.precision == "fp32" else 2, longest, CHUNK, beside)
 
 
 def _memory_gib() -> float:

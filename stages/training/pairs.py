@@ -7,6 +7,7 @@ from stages.harness import ranks
 from stages.training.dealing import dealt
 from stages.training.logprobs import packed_logprobs
 from stages.training.packing import IGNORED, PackedRows
+from stages.training.sharding import whole
 
 WEIGHTLESS = "weightless"  # marks the row of a process that got none
 
@@ -72,8 +73,9 @@ def pair_trainer():
 
             def forward(*_, **__):
                 base = adapted.get_base_model()
+                head = whole(base.get_output_embeddings().weight)
                 logprobs, _ = packed_logprobs(
-                    base.get_decoder(), base.get_output_embeddings().weight, ids, mask, wanted, *_beginnings_in_common(ids, mask),
+                    base.get_decoder(), head, ids, mask, wanted, *_beginnings_in_common(ids, mask),
                     temperature=1.0, longest=self.packing.longest, compiled=self.packing.p.compile,
                 )  # fmt: skip
                 return logprobs

@@ -27,8 +27,11 @@ def in_form(completions: Sequence[str]) -> float:
     return sum(reward > 0 for reward in match_format_exactly(completions)) / len(completions)
 
 
-def stop_at_form(p: StopAtForm, trainer, validation: Path):
-    """A trainer callback that looks at the answers to the first rows of `validation` and logs the share as `form`."""
+def stop_at_form(p: StopAtForm, trainer, validation: Path, *, together: bool):
+    """A trainer callback that looks at the answers to the first rows of `validation` and logs the share as `form`.
+
+    together: every process answers, as each has but its share of the base; else the first does.
+    """
     from copy import copy
 
     from torch.random import fork_rng
@@ -51,7 +54,7 @@ def stop_at_form(p: StopAtForm, trainer, validation: Path):
 
         def on_step_end(self, args, state, control, **_):
             if state.global_step % p.every == 0:
-                share = ranks.told(self.share_in_form() if ranks.is_first() else None)
+                share = ranks.told(self.share_in_form() if together or ranks.is_first() else None)
                 due = control.should_log
                 trainer.log({"form": share})
                 control.should_log = due  # trl's own log of this step is still to come

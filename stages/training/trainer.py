@@ -16,6 +16,7 @@ from stages.training.checkpoints import sealer, where_all_go_on
 from stages.training.curves import LIVE, Curve, recorder
 from stages.training.dealing import micro_batches, share_of
 from stages.training.models import Precision, save_adapter
+from stages.training.sharding import alongside, is_part
 
 
 class Optimisation(StageParams):
@@ -121,6 +122,7 @@ def train(stage: str, trainer, *, base: Path, checkpoints: Path, out: Path, out_
     trainer.add_callback(sealer())
     trainer.add_callback(pace())
     trainer.add_callback(seldom_waiting())
+    alongside(trainer)
     walk_once(trainer.model)
     trainer.floating_point_ops = lambda inputs: 0  # counts parameters anew for each batch, and nobody reads it
     started = time.monotonic()
@@ -136,9 +138,10 @@ def train(stage: str, trainer, *, base: Path, checkpoints: Path, out: Path, out_
 def walk_once(model) -> None:
     """Remembers a model's parameters, and sets a mode only where the last one set was another.
 
-    A trainer does both several times an update, and each walk through the thousands of modules of a model with adapters takes 10 ms.
+    A trainer does both several times an update, and each walk through the thousands of modules of a model with adapters takes 10 ms. Of a
+    base that is shared out it is shown nothing: none of it is trained, and accelerate refuses data parallelism beside what it sees of one.
     """
-    parameters, set_mode, last = list(model.parameters()), model.train, None
+    parameters, set_mode, last = [weight for weight in model.parameters() if not is_part(weight)], model.train, None
 
     def train(mode: bool = True):
         nonlocal last

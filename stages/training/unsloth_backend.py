@@ -41,7 +41,7 @@ class Unsloth:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")  # its import forgets one set before
         self.precision, self.seed, self.checkpointing, self.max_length = precision, seed, checkpointing, max_length
 
-    def load_base(self, folder: Path, *, nf4: bool = False, lent: bool = False):
+    def load_base(self, folder: Path, *, nf4: bool = False, lent: bool = False, sharded: bool = False):
         """See Transformers; its weights stay its own."""
         import torch
         from unsloth import FastLanguageModel

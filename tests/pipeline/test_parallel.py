@@ -1,4 +1,5 @@
-"""Two processes that train one model: the updates of one process, the same bytes again, and every death of one told, survived and cleared up."""
+"""Two processes that train one model: the updates of one process, the same bytes again, also where they share the base out; and every death
+of one told, survived and cleared up."""
 
 import csv
 import json
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from stages.harness.machines import BEAT
+from stages.harness.ranks import SHARDED
 from stages.training.checkpoints import SEAL
 from tests.imports import ROOT
 from tests.pipeline.conftest import CHANGES
@@ -25,6 +27,7 @@ TOLERANCE = 1e-5
 # into a step of its scale: measured 6e-4.
 WEIGHTS = {"sft": 2e-5, "qlora": 3e-3, "orpo": 2e-5}
 ENDS_WITHIN = 60  # seconds
+UNPADDED = {"rows": None, "recompute": None, "dequantise": None, "compile": False, "memory_gib": None}
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +35,7 @@ def together(small):
     """The small run's adapters, each trained again by two processes; orpo's also unpadded."""
     for stage in WEIGHTS:
         small.do(stage, processes=2, **RESUMED[stage][0], out=f"two-{stage}", out_curve=f"two-{stage}.csv")
-    unpadded = {"rows": None, "recompute": None, "dequantise": None, "compile": False, "memory_gib": None}
-    small.set_params({"orpo.packed": unpadded})
+    small.set_params({"orpo.packed": UNPADDED})
     small.do("orpo", processes=2, **RESUMED["orpo"][0], out="two-orpo-packed", out_curve="two-orpo-packed.csv")
     small.set_params({})
     return small
@@ -131,13 +133,54 @@ def test_a_run_of_two_survives_the_death_and_the_failure_of_one_and_the_death_of
     assert (together / "two-again.csv").read_bytes() == (together / "two-qlora.csv").read_bytes()
 
 
-def test_two_processes_stop_together_when_the_first_has_seen_the_form(together):
-    """A share of answers that any model in training reaches."""
+def test_two_processes_stop_together_when_the_first_has_seen_the_form(together, monkeypatch):
+    """A share of answers that any model in training reaches; with the base shared out both answer, at the same update."""
     together.set_params({"sft.stop.every": 2, "sft.stop.problems": 8, "sft.stop.share": 1e-9, "sft.max_steps": 60})
     together.do("sft", processes=2, **RESUMED["sft"][0], out="two-stopped", out_curve="two-stopped.csv")
+    monkeypatch.setitem(together.environment, SHARDED, "true")
+    together.do("sft", processes=2, **RESUMED["sft"][0], out="shared-stopped", out_curve="shared-stopped.csv")
     together.set_params({})
     rows = curve(together / "two-stopped.csv")
     assert len(rows) < 60 and float(rows[-1]["form"]) > 0 and all(float(row["form"] or 0) == 0 for row in rows[:-1])
+    assert_same(together, "shared-stopped", "two-stopped")
+
+
+def assert_same(place, one: str, other: str) -> None:
+    assert digest(place / one) == digest(place / other)
+    assert (place / f"{one}.csv").read_bytes() == (place / f"{other}.csv").read_bytes()
+
+
+def test_two_processes_that_share_a_4_bit_base_out_train_to_the_bytes_of_two_that_hold_all_of_it_also_after_a_kill(together, monkeypatch):
+    """With validation losses, early stopping and the best checkpoint."""
+    monkeypatch.setitem(together.environment, SHARDED, "true")
+    again = {**RESUMED["qlora"][0], "out": "shared-qlora", "out_curve": "shared-qlora.csv", "scratch": "shared-killed", "processes": 2}
+    started = together.start("qlora", **again)
+    wait_for(together / "shared-killed/checkpoints/checkpoint-10" / SEAL, started)
+    ranks = ranks_of(started)
+    ranks[0].kill()
+    ended(started, ranks)
+    done = together.run("qlora", **again)
+    assert done.returncode == 0, done.stdout
+    assert json.loads((together / "shared-killed/stage.json").read_text())["sharded"] is True
+    assert_same(together, "shared-qlora", "two-qlora")
+
+
+def test_a_base_with_a_head_of_its_own_is_shared_out_to_the_same_bytes(together, monkeypatch, tmp_path):
+    """orpo, unpadded, which reads the head's weights beside the model; every other base here has one matrix at both ends."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(together / "base", tmp_path / "base")
+    config, file = tmp_path / "base/config.json", tmp_path / "base/model.safetensors"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": False}))
+    weights = load_file(file)
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"] * 1.1}, file, metadata={"format": "pt"})
+    inputs = RESUMED["orpo"][0] | {"base": str(tmp_path / "base")}
+    together.set_params({"orpo.packed": UNPADDED, "orpo.max_steps": 2})
+    together.do("orpo", processes=2, **inputs, out="two-headed", out_curve="two-headed.csv")
+    monkeypatch.setitem(together.environment, SHARDED, "true")
+    together.do("orpo", processes=2, **inputs, out="shared-headed", out_curve="shared-headed.csv")
+    together.set_params({})
+    assert_same(together, "shared-headed", "two-headed")
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pytest
 
 from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params
+from stages.harness.ranks import SHARDED
 from stages.host.engines import Apptainer, Job, Native, _link_targets, _mount, hub_stages, image_file, spreads
 from stages.host.graph import read_graph
 from stages.host.launcher import hold_to_sense, rollout_gpus
@@ -17,7 +18,7 @@ GRAPH = read_graph(ROOT, PARAMS)
 
 
 def job(tmp_path, *, asks_hub=False, spreads=False, held=(), name="fetch", **run):
-    alone = {"gpus": len(held), "processes": None, "rollout_gpus": None, "nodes": 1, "rendezvous": None}
+    alone = {"gpus": len(held), "processes": None, "rollout_gpus": None, "nodes": 1, "rendezvous": None, "sharded": None}
     settings = Run(engine="docker", **{**alone, **run}, workers=None, memory=None, scratch=None, local_files="data/local", unpinned=False)
     stage = GRAPH[name]
     return Job(image="cpu", stage=stage, arguments=tuple(stage.command.split()[2:]), settings=settings, tree=ROOT, main_tree=tmp_path,
@@ -160,10 +161,16 @@ def test_machines_that_train_together_use_the_callers_choice_of_network_and_a_co
     assert apart.environment()["NCCL_SOCKET_IFNAME"] == "ib0" and "NCCL_SOCKET_IFNAME" not in alone.environment()
 
 
+@pytest.mark.parametrize(("sharded", "told"), [(True, "true"), (False, "false"), (None, None)])
+def test_a_stage_is_told_whether_to_share_the_base_out(tmp_path, sharded, told):
+    assert job(tmp_path, name="qlora", processes=2, sharded=sharded).environment().get(SHARDED) == told
+
+
 @pytest.mark.parametrize(("run", "sentence"), [
     ({"nodes": 2}, "run.nodes is 2 and run.rendezvous is null"),
     ({"gpus": 2, "rollout_gpus": 2}, "run.rollout_gpus is 2 and run.gpus 2: one GPU at least is to train"),
     ({"gpus": 2, "processes": 4}, "run.processes is 4 and run.gpus 2: each process needs a GPU of its own"),
+    ({"gpus": 1, "sharded": True}, "run.sharded is true and one process has nobody to share the base with"),
 ])
 def test_what_cannot_be_run_is_refused(tmp_path, run, sentence):
     with pytest.raises(InputError, match=sentence):

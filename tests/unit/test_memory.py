@@ -65,3 +65,23 @@ def test_engines_get_gpus_alone_where_none_fits_beside_a_trainer_and_leave_as_ma
     section = read_params(ROOT / f"params/{profile}.yaml")["grpo"]
     assert planned_gpus(section, tmp_path, tmp_path, gpus, gib) == apart
     assert planned_gpus({**section, "rollouts": None}, tmp_path, tmp_path, gpus, gib) == 0  # the stage says what is wrong
+
+
+LLAMA_70B = {
+    "num_hidden_layers": 80, "hidden_size": 8192, "num_attention_heads": 64, "num_key_value_heads": 8,
+    "intermediate_size": 28_672, "vocab_size": 128_256, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("shares", "gib"), [(1, 50.1), (2, 35.0), (8, 21.6)])
+def test_a_base_that_is_shared_out_takes_its_part_of_a_gpu_and_what_is_gathered(tmp_path, shares, gib):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
+    needs = Needs(Shape.read(tmp_path), rank=32, nf4=True, width=2, longest=2048, chunk=1024, shares=shares)
+    assert needs.bytes(Plan(1, recompute=True, dequantise=False)) / 2**30 == pytest.approx(gib, rel=0.01)
+
+
+def test_a_base_is_shared_out_where_the_whole_of_it_leaves_no_room_for_a_row(tmp_path, needs):
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large/config.json").write_text(json.dumps(LLAMA_70B))
+    large = replace(needs, shape=Shape.read(tmp_path / "large"))
+    assert needs.fits_whole(15) and large.fits_whole(79) and not large.fits_whole(47)
