@@ -33,7 +33,6 @@ def main() -> None:
     parser.add_argument("--shrink", action="store_true", help="a model of a few weights, to try this script")
     parser.add_argument("--json", type=lambda text: Path(text).absolute())
     asked = parser.parse_args()
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(max(asked.gpus))))).split(",")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         make_tables(ROWS, TOKENS)
@@ -47,9 +46,8 @@ def main() -> None:
         Path("base/chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")  # one way to ask
         models, started = [], time.monotonic()
         for gpus in sorted(asked.gpus * asked.models):
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen[:gpus])  # as the launcher has a stage see those that it holds
             begun = time.monotonic()
-            run_alone("eval", chosen, check=True)
+            run_alone("eval", chosen, check=True, gpus=gpus)
             record = json.loads(Path("scratch/stage.json").read_text())
             row = {"whole_seconds": round(time.monotonic() - begun, 1), "answering_seconds": record["answering_seconds"], "tokens": record["tokens"]}
             row |= {"level": record.get("level", "bitwise"), "tokens_per_second": round(row["tokens"] / row["answering_seconds"])}

@@ -135,8 +135,10 @@ def make_base(size: dict, shrink: bool) -> None:
     torch.cuda.empty_cache()  # the stages need the card
 
 
-def run_alone(stage: str, chosen, check: bool = False, processes: int = 1, rollout_gpus: int = 0) -> subprocess.CompletedProcess:
-    """A stage in a process of its own, below the limit; or in several, on a GPU each; grpo's engines on so many more."""
+def run_alone(
+    stage: str, chosen, check: bool = False, processes: int = 1, rollout_gpus: int = 0, gpus: int | None = None
+) -> subprocess.CompletedProcess:
+    """A stage in a process of its own, below the limit; or in several, on a GPU each; grpo's engines on so many more, eval's on `gpus`."""
     shutil.rmtree("scratch", ignore_errors=True)
     for folder in ("checkpoints", "tmp"):
         Path("scratch", folder).mkdir(parents=True)
@@ -146,7 +148,7 @@ def run_alone(stage: str, chosen, check: bool = False, processes: int = 1, rollo
     entry = ["-m", "stages.harness.run_ranks", "--processes", str(processes)] if processes > 1 else [__file__, "stage", str(int(chosen.turing))]
     command = [sys.executable, *entry, stage, "--scratch", "scratch", "--local-files", "local", *options]
     home = str(Path("scratch/tmp").absolute())
-    gpus = processes + rollout_gpus
+    gpus = gpus or processes + rollout_gpus
     seen = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
     given = {
         "HOME": home, "TMPDIR": home, "TRITON_CACHE_DIR": str(Path("kernels").absolute()),  # outlives the stage, as the launcher's does
@@ -218,6 +220,7 @@ def row_of(method: str, chosen, values: dict, processes: int = 1, rollout_gpus: 
         return about | {"end": f"longer than {TIME_LIMIT} s"}
     if done.returncode:
         lines = done.stdout.strip().splitlines()
+        print(*lines[-60:], sep="\n", file=sys.stderr)
         why = next((line for line in reversed(lines) if "OutOfMemory" in line or "Error" in line), lines[-1] if lines else "")
         return about | {"end": why[:300]}
     record = json.loads(Path("scratch/stage.json").read_text())

@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("vocabulary", type=lambda text: Path(text).absolute())
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--once", action="store_true", help="leave out the second run of the recipe")
     parser.add_argument("--shrink", action="store_true", help="a model of a few weights, to try this script")
     parser.add_argument("--set", nargs="+", default=[], dest="changes", metavar="KEY=VALUE")
     parser.add_argument("--json", type=lambda text: Path(text).absolute())
@@ -49,8 +50,8 @@ def main() -> None:
                 section = write_params(chosen, "transformers", sources)["qlora"]
                 row = {"gpus": gpus, "rows_an_update": batch, **row_of("qlora", chosen, section, processes=gpus)}
                 if batch == RECIPE and gpus > 1 and "losses" in row:
-                    row["apart"] = apart(row, rows[0])
-                    row["again"] = again(chosen, section, gpus)
+                    row["apart"] = apart(row, rows[0]) if rows else None
+                    row |= {} if asked.once else {"again": again(chosen, section, gpus)}
                 if rate := row.get("steady_tokens_per_second"):
                     row["useful_tflops_a_gpu"] = round(rate * operations(architecture) / gpus / 1e12)
                     row["times_as_fast"] = round(rate / rows[0]["steady_tokens_per_second"], 3) if rows else 1

@@ -18,7 +18,7 @@ from stages.harness import measures, ranks
 from stages.harness.errors import InputError
 from stages.harness.params import StageParams
 from stages.training.dealing import micro_batches, share_of
-from stages.training.memory import Needs, Shape, choose
+from stages.training.memory import GIB, Needs, Shape, choose
 from stages.training.sharding import is_shared_out
 
 ATTENTION = "packed"  # its name among transformers' attention functions
@@ -136,7 +136,7 @@ def _needs(p, base: Path, rank: int, longest: int, nf4: bool, beside: float = 0)
 def _memory_gib() -> float:
     import torch
 
-    return torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else float("inf")
+    return torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else float("inf")
 
 
 def pack(rows: Sequence[dict[str, list[int]]], *, longest: int) -> dict[str, Any]:
