@@ -11,6 +11,7 @@ from stages.harness.jsonl import read_json
 GIB = 2**30
 NF4_BYTES = 0.53  # a weight in 4 bits with its scales, quantised once more
 SCALE_BYTES = 0.03  # of those, its scales: whole in every process
+GATHERED = 3  # layers of a base that is shared out, in bytes: one is whole, the next is on its way, and lies twice as it arrives
 OPTIMISED_BYTES = 16  # an adapter's weight in 32 bits, its gradient, and two moments
 USABLE = 0.92  # of the memory: the rest goes to fragments and to libraries
 OUTSIDE = 1.2 * GIB  # the CUDA context, work space of matrix products
@@ -114,13 +115,13 @@ class Needs:
         return weights + self.chunk * shape.vocab * (2 * self.width + 8) + OUTSIDE + self.beside
 
     def _base(self, linear: float) -> float:
-        """Of a base that is shared out: this process's part, and what it has whole at a time: two layers and one of both ends."""
+        """Of a base that is shared out: this process's part, and what is gathered at a time: layers, and one of both ends."""
         layers, ends = self.shape.linear * linear, self.shape.embedding * self.width
         if self.shares == 1:
             return layers + ends
         scales = self.shape.linear * SCALE_BYTES if self.nf4 else 0
         ends = ends if self.shape.tied else ends / self.shares + ends / 2
-        return (layers - scales) / self.shares + scales + 2 * layers / self.shape.layers + ends
+        return (layers - scales) / self.shares + scales + GATHERED * layers / self.shape.layers + ends
 
 
 def fits(needs: Needs, memory_gib: float) -> bool:

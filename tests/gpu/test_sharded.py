@@ -74,9 +74,9 @@ def large(place) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize(("method", "saved"), [("sft", 600), ("qlora", 100)])
+@pytest.mark.parametrize(("method", "saved"), [("sft", 400), ("qlora", 50)])
 def test_a_gpu_of_two_that_share_the_base_out_needs_less_memory(on_two, large, method, saved):
-    """saved: MiB at the least, of about 1,070 and 270 that half of the layers takes, less what is gathered."""
+    """saved: MiB at the least, of about 1,020 and 270 that half of the layers takes, less three layers that are gathered, 130 and 34 each."""
     few = {"max_steps": 4, "packed": {**IN_FOUR_BITS, "rows": 1, "recompute": True}}
     whole, shared = on_two(method, {"large-whole": (False, few), "large-shared": (True, few)}, large)
     before, now = (read_json(folder / "scratch-1/stage.json")["peak_gpu_memory_mib"] for folder in (whole, shared))
