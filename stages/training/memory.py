@@ -1,6 +1,6 @@
 """How large a micro-batch a GPU holds: an estimate in bytes, and the fastest way to train that stays below it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Self
@@ -88,9 +88,9 @@ class Needs:
     beside: float = 0
     shares: int = 1
 
-    def fits_whole(self, memory_gib: float) -> bool:
-        """Whether a GPU holds the whole base, its adapter and one row."""
-        return replace(self, shares=1).bytes(Plan(1, recompute=True, dequantise=False)) <= USABLE * memory_gib * GIB
+    def fits(self, memory_gib: float) -> bool:
+        """Whether a GPU holds the base, or its share of it, the adapter and one row."""
+        return self.bytes(Plan(1, recompute=True, dequantise=False)) <= USABLE * memory_gib * GIB
 
     def bytes(self, plan: Plan) -> float:
         """The most that is held at once, with every row of a micro-batch as long as the longest may be."""
@@ -122,11 +122,6 @@ class Needs:
         scales = self.shape.linear * SCALE_BYTES if self.nf4 else 0
         ends = ends if self.shape.tied else ends / self.shares + ends / 2
         return (layers - scales) / self.shares + scales + GATHERED * layers / self.shape.layers + ends
-
-
-def fits(needs: Needs, memory_gib: float) -> bool:
-    """Whether there is any way to train, row by row."""
-    return needs.bytes(Plan(1, recompute=True, dequantise=False)) <= USABLE * memory_gib * GIB
 
 
 def choose(needs: Needs, batch: int, memory_gib: float, *, rows: int | None, recompute: bool | None, dequantise: bool | None) -> Plan:

@@ -20,7 +20,7 @@ from stages.harness.apart import Apart, answers
 from stages.harness.arithmetic import use_portable_arithmetic, use_strict_kernels
 from stages.harness.jsonl import read_json
 from stages.inference.vllm_engine import set_up_vllm
-from stages.training.memory import GIB, Needs, Shape, fits
+from stages.training.memory import GIB, Needs, Shape
 from stages.training.models import DTYPES, Precision, Transformers
 from stages.training.packing import CHUNK
 from stages.training.rollouts import Rollouts, VllmRollouts, adapter_folder, write_adapter
@@ -156,7 +156,7 @@ def planned_gpus(values: dict[str, Any], base: Path, adapter: Path, gpus: int, m
     shape, width = Shape.read(base), 4 if p.precision == "fp32" else 2
     beside = engine_bytes(shape, p.rollouts, lends=p.backend == "transformers" and not p.nf4)
     rank = read_json(adapter / "adapter_config.json")["r"]
-    if fits(Needs(shape, rank, p.nf4, width, p.max_prompt + p.max_completion, CHUNK, beside), memory_gib):
+    if Needs(shape, rank, p.nf4, width, p.max_prompt + p.max_completion, CHUNK, beside).fits(memory_gib):
         return 0
     return next(count for count in range(1, gpus) if p.per_device_batch * p.accumulation % (gpus - count) == 0)
 

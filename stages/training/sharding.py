@@ -23,7 +23,7 @@ def is_shared_out(needs: Needs, memory_gib: float) -> bool:
     """Whether the base is: where run.sharded leaves it open, where the whole of it would leave no room for a single row."""
     if ranks.size() == 1:
         return False
-    shared = ranks.told(not needs.fits_whole(memory_gib) if asked() is None else asked())
+    shared = ranks.told(not needs.fits(memory_gib) if asked() is None else asked())
     measures.note(sharded=shared)
     return shared
 

@@ -96,7 +96,7 @@ def arguments(p: Optimisation, checkpoints: Path) -> dict[str, Any]:
         "bf16": p.precision == "bf16",
         "fp16": p.precision == "fp16",
         "dataloader_pin_memory": torch.cuda.is_available(),
-        **({"ddp_find_unused_parameters": False} if ranks.size() > 1 else {}),
+        **({"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False} if ranks.size() > 1 else {}),  # all train, and buffers stay
     }
 
 

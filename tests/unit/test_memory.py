@@ -84,4 +84,4 @@ def test_a_base_is_shared_out_where_the_whole_of_it_leaves_no_room_for_a_row(tmp
     (tmp_path / "large").mkdir()
     (tmp_path / "large/config.json").write_text(json.dumps(LLAMA_70B))
     large = replace(needs, shape=Shape.read(tmp_path / "large"))
-    assert needs.fits_whole(15) and large.fits_whole(79) and not large.fits_whole(47)
+    assert needs.fits(15) and large.fits(79) and not large.fits(47)
