@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 from tests.imports import ROOT
 from tests.pipeline.test_launcher import dvc
 
 
+@pytest.mark.timeout(1800)  # 6 minutes on idle cores, 12 on a slower machine
 def test_the_embedded_graph_gives_the_committed_lock_and_metrics(contained, engine, image):
     done = dvc(contained, "repro", "--force")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
