@@ -4,6 +4,7 @@ The Llama-shaped base is the embedded one under other names (Qwen2 is Llama with
 Gemma-shaped one knows nothing.
 """
 
+import os
 import csv
 import hashlib
 import json
@@ -334,3 +335,9 @@ def test_a_gemma_is_trained_merged_and_exported_and_keeps_its_own_tokenizer(tmp_
     place.environment["PYTHONPATH"] = f"{place / 'absent'}:{place.environment['PYTHONPATH']}"
     refused = place.run("gguf-export", model="merged", out="gguf-again")
     assert_one_sentence(refused, "is read by the package sentencepiece, which is not installed: add it to the image of gguf-export")
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="tests run one after another")
+def test_what_shares_a_graph_is_worked_off_by_one_worker(request):
+    """xdist tells its groups by a test's name, which pytest 9.2 does not let it change: the graph would be made twice."""
+    assert request.node.nodeid.endswith("@own-base")
