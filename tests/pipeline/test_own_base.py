@@ -4,10 +4,10 @@ The Llama-shaped base is the embedded one under other names (Qwen2 is Llama with
 Gemma-shaped one knows nothing.
 """
 
-import os
 import csv
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
