@@ -16,9 +16,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from prepare_mix import make_tables, make_tokenizer
-from report_shape import ROWS, make_base, run_alone, write_params
-from ruamel.yaml import YAML
+from report_shape import make_inputs, run_alone
 from training_speed import gpu
 
 TOKENS = 256  # of an answer
@@ -35,14 +33,9 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        make_tables(ROWS, TOKENS)
-        sources = YAML(typ="safe").load(Path("params.yaml"))["fetch"]["sources"]
         changes = ["eval.engine=vllm", f"eval.max_new_tokens={TOKENS}", "eval.subset=null", *asked.changes]
         chosen = SimpleNamespace(profile="report-h200", steps=1, turing=False, gib=0, changes=changes, backend="transformers")
-        values = write_params(chosen, "transformers", sources)
-        make_tokenizer(asked.vocabulary)
-        make_base(values["base_model"]["architecture"], asked.shrink)
-        run_alone("prepare-mix", chosen, check=True)
+        make_inputs(chosen, "transformers", asked.vocabulary, asked.shrink, TOKENS)
         Path("base/chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")  # one way to ask
         models, started = [], time.monotonic()
         for gpus in sorted(asked.gpus * asked.models):

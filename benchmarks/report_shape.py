@@ -53,14 +53,9 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        make_tables(ROWS, TOKENS)
-        sources = YAML(typ="safe").load(Path("params.yaml"))["fetch"]["sources"]
-        values = write_params(chosen, chosen.backend[0], sources)
-        make_tokenizer(chosen.vocabulary)
-        make_base(values["base_model"]["architecture"], chosen.shrink)
+        sources, _ = make_inputs(chosen, chosen.backend[0], chosen.vocabulary, chosen.shrink)
         Path("teacher").mkdir()
-        for stage in ("prepare-mix", "preference-pairs"):
-            run_alone(stage, chosen, check=True)
+        run_alone("preference-pairs", chosen, check=True)
         for backend in chosen.backend:
             values = write_params(chosen, backend, sources)
             for method in METHODS:
@@ -88,6 +83,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shrink", action="store_true")
     parser.add_argument("--json", type=lambda text: Path(text).absolute())
     return parser.parse_args()
+
+
+def make_inputs(chosen, backend: str, vocabulary: Path, shrink: bool, tokens: int = TOKENS) -> tuple[dict, dict]:
+    """base/ and mix/, and what they are made of, in the current folder; returns the sources of its tables and its parameters."""
+    make_tables(ROWS, tokens)
+    sources = YAML(typ="safe").load(Path("params.yaml"))["fetch"]["sources"]
+    values = write_params(chosen, backend, sources)
+    make_tokenizer(vocabulary)
+    make_base(values["base_model"]["architecture"], shrink)
+    run_alone("prepare-mix", chosen, check=True)
+    return sources, values
 
 
 def write_params(chosen, backend: str, sources: dict) -> dict:

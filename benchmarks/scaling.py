@@ -15,9 +15,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from prepare_mix import make_tables, make_tokenizer
-from report_shape import ROWS, TOKENS, make_base, row_of, run_alone, write_params
-from ruamel.yaml import YAML
+from report_shape import make_inputs, row_of, write_params
 from training_speed import HERE, gpu, operations
 
 RECIPE = 8  # rows an update
@@ -36,13 +34,9 @@ def main() -> None:
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        make_tables(ROWS, TOKENS)
-        sources = YAML(typ="safe").load(Path("params.yaml"))["fetch"]["sources"]
         chosen = SimpleNamespace(profile="report-h200", steps=asked.steps, turing=False, gib=0, changes=[], backend="transformers")
-        architecture = write_params(chosen, "transformers", sources)["base_model"]["architecture"]
-        make_tokenizer(asked.vocabulary)
-        make_base(architecture, asked.shrink)
-        run_alone("prepare-mix", chosen, check=True)
+        sources, values = make_inputs(chosen, "transformers", asked.vocabulary, asked.shrink)
+        architecture = values["base_model"]["architecture"]
         for gpus in asked.gpus:
             for batch in sorted({RECIPE, RECIPE * gpus}):
                 settings = HERE | {"per_device_batch": str(batch), "accumulation": "1"}

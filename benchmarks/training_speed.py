@@ -19,9 +19,8 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from prepare_mix import environment, make_tables, make_tokenizer
-from report_shape import ROWS, TOKENS, make_base, row_of, run_alone, write_params
-from ruamel.yaml import YAML
+from prepare_mix import environment
+from report_shape import make_inputs, row_of, run_alone, write_params
 
 PADDED = {"packed": "null"}
 TRL = {"by": "trl"}  # not by the stage
@@ -94,13 +93,9 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        make_tables(ROWS, TOKENS)
-        sources = YAML(typ="safe").load(Path("params.yaml"))["fetch"]["sources"]
         chosen = SimpleNamespace(profile="report-h200", steps=asked.steps, turing=False, gib=0, changes=[], backend="transformers")
-        architecture = write_params(chosen, "transformers", sources)["base_model"]["architecture"]
-        make_tokenizer(asked.vocabulary)
-        make_base(architecture, asked.shrink)
-        run_alone("prepare-mix", chosen, check=True)
+        sources, values = make_inputs(chosen, "transformers", asked.vocabulary, asked.shrink)
+        architecture = values["base_model"]["architecture"]
         if asked.method == "grpo":
             chosen.changes = ["sft.max_steps=1"]
             write_params(chosen, "transformers", sources)
