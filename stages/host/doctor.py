@@ -15,6 +15,7 @@ from stages.corpus.sources_lock import Pinned, read_lock
 from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params, section
 from stages.host.engines import find_image, hub_stages, image_file
+from stages.host.gpus import ask_driver
 from stages.host.graph import parse_yaml
 from stages.host.hub_sources import LOCK, HubSource, hub_sources, in_words
 from stages.host.provenance import recipe
@@ -161,11 +162,7 @@ def _image(tree: Path, image: str, settings: Run) -> Finding:
 
 def _gpus() -> list[tuple[str, float]]:
     """Names and GiB of the GPUs that the driver shows; none without one."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    lines = subprocess.run(query, capture_output=True, text=True).stdout.strip().splitlines()
-    return [(name, float(mebibytes) / 1024) for name, mebibytes in (line.rsplit(", ", 1) for line in lines)]
+    return [(name, float(mib) / 1024) for name, mib in ask_driver("name", "memory.total")]
 
 
 def _profile(name: str, need: Need, chosen: str, wanted_gpus: int, gpus: list[tuple[str, float]], tree: Path) -> Finding:

@@ -61,11 +61,16 @@ def free_gpus(locks: Path, count: int) -> Iterator[list[str]]:
 
 def memory_gib() -> float:
     """What the smallest of the driver's GPUs has; infinity where nothing can tell."""
+    return min((float(mib) for (mib,) in ask_driver("memory.total")), default=float("inf")) / 1024
+
+
+def ask_driver(*fields: str) -> list[list[str]]:
+    """What nvidia-smi tells of each GPU by these names of its, in the order of their slots; nothing without a driver."""
     if not shutil.which("nvidia-smi"):
-        return float("inf")
-    asked = subprocess.run(["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"], capture_output=True, text=True)
-    mib = [float(line) for line in asked.stdout.split()] if asked.returncode == 0 else []
-    return min(mib, default=float("inf")) / 1024
+        return []
+    query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    asked = subprocess.run(query, capture_output=True, text=True)
+    return [line.split(", ") for line in asked.stdout.strip().splitlines()] if asked.returncode == 0 else []
 
 
 def _taken(path: Path) -> IO[str] | None:
@@ -81,9 +86,4 @@ def _taken(path: Path) -> IO[str] | None:
 
 def _identities() -> dict[str, str]:
     """The driver's GPUs, number -> identity (GPU-8f3c...), in the order of their slots; none without a driver."""
-    if not shutil.which("nvidia-smi"):
-        return {}
-    query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-    asked = subprocess.run(query, capture_output=True, text=True)
-    lines = asked.stdout.strip().splitlines() if asked.returncode == 0 else []
-    return dict(line.split(", ", 1) for line in lines)
+    return dict(ask_driver("index", "uuid"))
