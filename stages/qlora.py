@@ -10,9 +10,9 @@ from pydantic import Field
 
 from stages.corpus.tokenizer_files import marks_of
 from stages.harness import measures
-from stages.training.dealing import dealt
 from stages.training.models import Lora, in_32_bits, load_tokenizer
 from stages.training.packing import Packed, layout
+from stages.training.supervised import supervised_trainer
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
 
@@ -30,12 +30,12 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
     """Writes the best adapter with its tokenizer, and the training curve."""
     backend = begin(p, p.max_length, checkpoints)
     from transformers import EarlyStoppingCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     rows = layout(p, base, checkpoints, nf4=True)
     model = backend.new_adapter(rows.prepare(backend.load_base(base, nf4=True, sharded=rows.sharded)), p.lora)
     tokenizer = load_tokenizer(base, mix / "qlora" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
-    trainer = dealt(SFTTrainer)(
+    trainer = supervised_trainer(rows)(
         model=model,
         args=SFTConfig(
             **arguments(p, checkpoints) | rows.arguments,
@@ -43,7 +43,7 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
             assistant_only_loss=True,
             packing=False,
             padding_free=False,
-            loss_type=rows.loss_type,
+            loss_type="nll",
             eval_strategy="steps",
             eval_steps=p.eval_every,
             per_device_eval_batch_size=rows.rows,

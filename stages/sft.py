@@ -9,10 +9,10 @@ from pathlib import Path
 from pydantic import Field
 
 from stages.corpus.tokenizer_files import marks_of
-from stages.training.dealing import dealt
 from stages.training.models import Lora, load_tokenizer
 from stages.training.packing import Packed, layout
 from stages.training.stopping import StopAtForm, stop_at_form
+from stages.training.supervised import supervised_trainer
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
 
@@ -28,12 +28,12 @@ class Params(Optimisation):
 def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
     """Writes the adapter with its tokenizer, and the training curve."""
     backend = begin(p, p.max_length, checkpoints)
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     rows = layout(p, base, checkpoints)
     model = backend.new_adapter(rows.prepare(backend.load_base(base, sharded=rows.sharded)), p.lora)
     tokenizer = load_tokenizer(base, mix / "sft" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
-    trainer = dealt(SFTTrainer)(
+    trainer = supervised_trainer(rows)(
         model=model,
         args=SFTConfig(
             **arguments(p, checkpoints) | rows.arguments,
@@ -41,7 +41,7 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
             assistant_only_loss=True,
             packing=False,
             padding_free=False,
-            loss_type=rows.loss_type,
+            loss_type="nll",
         ),
         data_collator=rows.collator,
         train_dataset=dataset(mix / "sft" / "train.jsonl", ("messages",)),

@@ -9,9 +9,12 @@ MKL's square root differs between makers even in that mode, by a last bit now an
 in 64 bits and rounded to 32 it is the exact one on both (24 bits doubled, and two more, fit into 53).
 """
 
+import os
 import warnings
 
 from stages.harness import measures
+
+WORK_SPACE, STRICT_WORK_SPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # as in docker/determinism.env
 
 _library = None  # torch drops the kernels when this object goes
 
@@ -65,3 +68,17 @@ def use_strict_kernels(strict: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # a kernel more for each tensor; nothing here reads unwritten memory
     if not strict:
         measures.note(level="statistical")
+
+
+def read_work_space_once() -> None:
+    """Has torch read the size of cuBLAS's work space now; before each product it would again, for 40 microseconds and more of a core.
+
+    To be called when a library's own variables are set, for it begins to use the GPU. The size that torch goes by afterwards is its
+    default, on Hopper the same 32 MiB (torch 2.11; see its pull request 179174). A work space that vLLM has taken away stays away.
+    """
+    import torch
+
+    if torch.cuda.is_available() and os.environ.get(WORK_SPACE) == STRICT_WORK_SPACE:
+        one = torch.ones(1, 1, device="cuda")
+        one @ one  # at the first product torch asks whether this variable lets bits come again
+        del os.environ[WORK_SPACE]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.harness.arithmetic import use_portable_arithmetic
+from stages.harness.arithmetic import read_work_space_once, use_portable_arithmetic
 from stages.harness.progress import progress
 from stages.harness.workers import side_by_side
 from stages.inference.engine import Completion, Sampling, in_order
@@ -27,6 +27,7 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         use_portable_arithmetic()
+        read_work_space_once()
         gpu = torch.cuda.is_available()
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto" if gpu else torch.float32)

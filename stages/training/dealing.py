@@ -87,6 +87,18 @@ def lengths_of(rows) -> list[int] | None:
     return list_value_length(rows.with_format("arrow")["input_ids"]).to_pylist()
 
 
+def by_wrapper(wrapper, model, compute: Callable[[], Any], argument):
+    """What `compute` returns, as the forward pass of a wrapper around the model, if there is one: else no gradients are put together.
+
+    argument: any tensor; on a GPU such a forward pass wants one.
+    """
+    if wrapper is model:
+        return compute()
+    from trl.models.utils import _ForwardRedirection
+
+    return _ForwardRedirection()(wrapper, model, lambda *_, **__: compute(), argument)
+
+
 def unlabelled(row: Row) -> Row:
     """A supervised row of which no token is trained."""
     return {**row, "labels": [-100] * len(row["labels"])}
@@ -119,6 +131,9 @@ def dealt(trainer: type, weightless: Callable[[Row], Row] = unlabelled) -> type:
             """The mean over batches is one over rows, as that of one process."""
             loss, *others = super().prediction_step(*asked, **options)
             return loss * next(self.shares), *others
+
+        def _prepare_input(self, data):
+            return data.to(self.args.device, non_blocking=True) if hasattr(data, "to") else super()._prepare_input(data)
 
         def _loader(self, rows, deal: Deal):
             rows = Rows(self._remove_unused_columns(rows, description="dealt"), weightless)

@@ -9,7 +9,8 @@ from stages.harness.errors import InputError
 from stages.harness.jsonl import read_json
 
 GIB = 2**30
-NF4_BYTES = 0.53  # a weight in 4 bits with its scales, quantised once more
+NF4_BYTES = 0.57  # a weight in 4 bits with its scales
+SHARED_NF4_BYTES = 0.53  # where the base is shared out, whose scales stay quantised once more
 SCALE_BYTES = 0.03  # of those, its scales: whole in every process
 GATHERED = 3  # layers of a base that is shared out, in bytes: one is whole, the next is on its way, and lies twice as it arrives
 OPTIMISED_BYTES = 16  # an adapter's weight in 32 bits, its gradient, and two moments
@@ -110,7 +111,9 @@ class Needs:
     def _standing(self, *, dequantise: bool) -> float:
         """What does not grow with the micro-batch."""
         shape = self.shape
-        linear = NF4_BYTES if self.nf4 and not dequantise else self.width
+        linear = self.width
+        if self.nf4 and not dequantise:
+            linear = NF4_BYTES if self.shares == 1 else SHARED_NF4_BYTES
         weights = self._base(linear) + shape.adapter * self.rank * OPTIMISED_BYTES
         return weights + self.chunk * shape.vocab * (2 * self.width + 8) + OUTSIDE + self.beside
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache, partial
 from math import gcd
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from pydantic import Field
@@ -41,7 +42,6 @@ class Padded:
     """Rows as trl pads them, to the longest of each micro-batch."""
 
     collator = None
-    loss_type = "nll"
 
     def __init__(self, p, *, sharded: bool = False) -> None:
         self.rows = max(p.per_device_batch // ranks.size(), 1)  # of a process, where they are evaluated
@@ -54,8 +54,6 @@ class Padded:
 
 class PackedRows:
     """Rows without padding, in micro-batches that a plan made for the memory of this GPU."""
-
-    loss_type = "chunked_nll"
 
     def __init__(self, p, base: Path, scratch: Path, *, rank: int, longest: int, nf4: bool, beside: float = 0, by_batch: bool = False) -> None:
         """p: an Optimisation that has `packed`. longest: tokens of a row; beside: bytes of an engine. What is compiled goes to `scratch`.
@@ -84,9 +82,13 @@ class PackedRows:
         self.tokens_kept = needs.tokens_kept(memory, dequantise=self.plan.dequantise)
         self.rows = self.plan.rows
         self.collator = partial(pack, longest=longest)
+        # A compiled layer that is one graph recomputes within it, else transformers computes the whole layer again.
+        one_graph = p.packed.compile and p.precision != "fp32" and _flash()
+        self.within = self.plan.recompute and one_graph and not (by_batch or self.sharded)
+        self.nf4 = nf4 and not (self.plan.dequantise or self.sharded)
         self.arguments = {
             **micro_batches(batch, self.plan.rows),
-            "gradient_checkpointing": self.plan.recompute,
+            "gradient_checkpointing": self.plan.recompute and not self.within,
         }
         measures.note(rows=self.plan.rows, recompute=self.plan.recompute, dequantised=self.plan.dequantise)
 
@@ -98,24 +100,49 @@ class PackedRows:
         """The base, before it gets its adapter, with attention by rows and a loss that is made in pieces."""
         from transformers import AttentionInterface
         from transformers.masking_utils import AttentionMaskInterface
-        from trl.trainer import sft_trainer
 
         AttentionInterface.register(ATTENTION, attend)
         AttentionMaskInterface.register(ATTENTION, _mask)
         if self.plan.dequantise:
             model = model.dequantize(model.dtype)
         model.set_attn_implementation(ATTENTION)
-        sft_trainer._chunked_cross_entropy_loss = partial(answer_loss, compiled=self.p.compile)
+        if self.nf4:
+            _hold_scales(model, within=self.within)
         if self.p.compile:
             import torch
 
             torch._inductor.config.deterministic = self.strict
+            torch._dynamo.config.optimize_ddp = False  # it would cut a layer's graph in two, to send gradients sooner
+            if self.within:
+                torch._functorch.config.activation_memory_budget = 0  # of a layer its input alone is kept
             for layer in model.get_decoder().layers:
                 if self.sharded:  # what gathers a layer stays outside
                     layer.forward = torch.compile(layer.forward, dynamic=True)
                 else:
                     layer.compile(dynamic=True)
         return model
+
+
+def _hold_scales(model, *, within: bool) -> None:
+    """Brings the scales of 4-bit weights to 32 bits once, which are in 8 bits else and brought there for each product: the same bits."""
+    from bitsandbytes.functional import dequantize_blockwise
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit) and module.weight.quant_state.nested:
+            state = module.weight.quant_state
+            state.absmax = (dequantize_blockwise(state.absmax, state.state2) + state.offset).float()
+            state.nested, state.state2, state.offset = False, None, None
+            if within:
+                module.forward = MethodType(_by_values, module)
+
+
+def _by_values(module, x):
+    """A 4-bit layer's product by its values in 16 bits, which what recomputes a layer and what goes back through it have in common."""
+    from bitsandbytes.functional import dequantize_4bit
+    from torch.nn.functional import linear
+
+    return linear(x, dequantize_4bit(module.weight, module.weight.quant_state), module.bias)
 
 
 def layout(p, base: Path, scratch: Path, *, nf4: bool = False, answers: int = 1) -> Padded | PackedRows:
@@ -142,17 +169,23 @@ def _memory_gib() -> float:
 def pack(rows: Sequence[dict[str, list[int]]], *, longest: int) -> dict[str, Any]:
     """One row of all tokens, (1, total); positions start anew with each row, whose first token is nobody's label.
 
-    cu_seq_lens: where rows begin and the last ends, (rows + 1). max_length: of any row of the run, so that nothing compiled depends on it.
+    places: of the tokens whose next one is a label. cu_seq_lens: where rows begin and the last ends, (rows + 1). max_length: of any row
+    of the run, so that nothing compiled depends on it.
     """
+    import numpy as np
     import torch
 
     lengths = [len(row["input_ids"]) for row in rows]
     bounds = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-    labels = torch.tensor([label for row in rows for label in row.get("labels", row["input_ids"])])
+    tokens, labels = (
+        torch.from_numpy(np.concatenate(column).astype(np.int64))
+        for column in ([row["input_ids"] for row in rows], [row.get("labels", row["input_ids"]) for row in rows])
+    )
     labels[bounds[:-1].long()] = IGNORED
     return {
-        "input_ids": torch.tensor([[token for row in rows for token in row["input_ids"]]]),
+        "input_ids": tokens[None],
         "labels": labels[None],
+        "places": (labels[1:] != IGNORED).nonzero()[:, 0],
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": bounds,
@@ -224,9 +257,13 @@ def _of_all_rows():
 
 
 def _has_flash(query) -> bool:
+    return query.is_cuda and query.dtype.itemsize == 2 and _flash()
+
+
+def _flash() -> bool:
     import torch
 
-    return query.is_cuda and query.dtype.itemsize == 2 and torch.cuda.get_device_capability() >= FLASH_FROM
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= FLASH_FROM
 
 
 def _mask(*args, attention_mask=None, **others):
@@ -236,19 +273,13 @@ def _mask(*args, attention_mask=None, **others):
     return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **others)
 
 
-def answer_loss(hidden_states, lm_head_weight, chunk_size, labels, num_items_in_batch=None, *, compiled=False, **_):
-    """What trl's chunked loss returns, of the same logits, with the gradient made in the forward pass.
+def answer_loss(hidden, head, labels, places, *, compiled: bool):
+    """Summed cross entropy of the labels in nats, how many of them had the largest logit, and the sum of entropies in nats.
 
-    hidden_states: (1, total, hidden); lm_head_weight: (vocabulary, hidden); labels: (1, total), of the token itself. Returns the loss in
-    nats over num_items_in_batch (else the mean), how many labels had the largest logit, the sum of entropies in nats, and the labels.
+    hidden: (1, total, hidden); head: (vocabulary, hidden); labels: (1, total), of the token itself; places: of the tokens before those
+    that are trained (see `pack`). The gradient is made in the forward pass.
     """
-    import torch
-
-    (hidden,), (labels,) = hidden_states[:, :-1], labels[:, 1:]
-    places = (labels != IGNORED).nonzero()[:, 0]
-    loss, correct, entropy = _chunked_loss().apply(hidden, lm_head_weight, labels[places], places, compiled)
-    counted = torch.tensor(len(places), device=loss.device)
-    return loss / (max(len(places), 1) if num_items_in_batch is None else num_items_in_batch), correct, entropy, counted
+    return _chunked_loss().apply(hidden[0], head, labels[0, places + 1], places, compiled)
 
 
 @cache

@@ -4,7 +4,7 @@ from itertools import chain
 from typing import Any
 
 from stages.harness import ranks
-from stages.training.dealing import dealt
+from stages.training.dealing import by_wrapper, dealt
 from stages.training.logprobs import packed_logprobs
 from stages.training.packing import IGNORED, PackedRows
 from stages.training.sharding import whole
@@ -16,7 +16,6 @@ def pair_trainer():
     """trl's ORPOTrainer as a class that computes pairs unpadded where it has been given a `packing`."""
     import torch
     from trl.experimental.orpo import ORPOTrainer
-    from trl.models.utils import _ForwardRedirection
 
     class PairTrainer(ORPOTrainer):
         packing: PackedRows | None = None
@@ -71,7 +70,7 @@ def pair_trainer():
             wanted = torch.cat([mask[:pairs].bool(), answer[pairs:]])
             wanted[:, 0] = False
 
-            def forward(*_, **__):
+            def forward():
                 base = adapted.get_base_model()
                 head = whole(base.get_output_embeddings().weight)
                 logprobs, _ = packed_logprobs(
@@ -81,8 +80,7 @@ def pair_trainer():
                 return logprobs
 
             with self.accelerator.autocast():
-                # Of several processes only the wrapper's own forward has gradients put together; on a GPU it wants an argument.
-                logprobs = forward() if model is adapted else _ForwardRedirection()(model, adapted, forward, ids)
+                logprobs = by_wrapper(model, adapted, forward, ids)
             means = (logprobs * answer).sum(1) / answer[:, 1:].sum(1)
             if self.share is None:
                 groups = zip(logprobs[:pairs].split(self.together), wanted[:pairs].split(self.together), strict=True)

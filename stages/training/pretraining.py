@@ -10,7 +10,7 @@ from pydantic import Field
 
 from stages.corpus.marks import STOP_TOKENS, TEXT_END
 from stages.harness import measures, ranks
-from stages.harness.arithmetic import use_portable_arithmetic, use_strict_kernels
+from stages.harness.arithmetic import read_work_space_once, use_portable_arithmetic, use_strict_kernels
 from stages.harness.errors import InputError
 from stages.harness.params import StageParams
 from stages.harness.progress import progress
@@ -79,6 +79,7 @@ def pretrain(p: Pretraining, raw: Path, checkpoints: Path, out: Path) -> Curve:
     ranks.meet()
     use_portable_arithmetic()
     use_strict_kernels(p.strict)
+    read_work_space_once()
     torch.manual_seed(p.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _model(p, tokenizer).to(device)  # drawn on the CPU: the same start on every device

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from stages.harness import ranks
 from stages.inference.vllm_engine import Vllm, start_vllm
+from stages.training.dealing import by_wrapper
 from stages.training.logprobs import packed_logprobs
 from stages.training.models import DTYPES, Precision
 from stages.training.packing import PackedRows
@@ -48,7 +49,7 @@ class VllmRollouts:
         max_length: tokens of prompt and completion. requests: completions a step. raw: give log-probabilities of the
         model's own distribution, not of what temperature and cuts make of it. scratch: a folder for the adapter.
         """
-        self.adapter = adapter_folder(scratch)
+        self.adapter = adapter_folder(scratch) / str(ranks.rank())  # each process's own: it is rewritten whenever its engine wants it
         self.merged: list[_Merged] = []
         beside = {} if p.merged else {
             "enable_lora": True, "max_lora_rank": next(size for size in ADAPTER_RANKS if size >= rank),
@@ -217,7 +218,6 @@ def rollout_trainer():
     """
     import torch
     from trl import GRPOTrainer
-    from trl.models.utils import _ForwardRedirection
 
     class RolloutTrainer(GRPOTrainer):
         rollouts: Any = None  # VllmRollouts, or RolloutsApart
@@ -278,7 +278,7 @@ def rollout_trainer():
             for layer in base.get_decoder().layers:
                 layer.gradient_checkpointing = recompute and torch.is_grad_enabled()
 
-            def forward(*_):
+            def forward():
                 return packed_logprobs(
                     base.get_decoder(),
                     base.get_output_embeddings().weight,
@@ -291,11 +291,8 @@ def rollout_trainer():
                     compiled=self.packing.p.compile,
                 )
 
-            if self.model_wrapped is adapted or not torch.is_grad_enabled():
-                logprobs, entropies = forward()
-            else:
-                # Of several processes only the wrapper's own forward has gradients put together; on a GPU it wants an argument.
-                logprobs, entropies = _ForwardRedirection()(self.model_wrapped, adapted, forward, input_ids)
+            wrapper = self.model_wrapped if torch.is_grad_enabled() else adapted
+            logprobs, entropies = by_wrapper(wrapper, adapted, forward, input_ids)
             return logprobs[:, -kept:], entropies[:, -kept:]
 
     return RolloutTrainer

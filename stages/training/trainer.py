@@ -1,6 +1,7 @@
 """What the trainers of all methods share: arguments in the same words, resuming after a kill, and what is left behind."""
 
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -8,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from stages.harness import measures, ranks
-from stages.harness.arithmetic import use_strict_kernels
+from stages.harness.arithmetic import read_work_space_once, use_strict_kernels
 from stages.harness.errors import InputError
 from stages.harness.jsonl import read_rows
 from stages.harness.params import StageParams
@@ -96,6 +97,7 @@ def arguments(p: Optimisation, checkpoints: Path) -> dict[str, Any]:
         "bf16": p.precision == "bf16",
         "fp16": p.precision == "fp16",
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "accelerator_config": {"non_blocking": torch.cuda.is_available()},  # else the host waits for the last update before each batch
         **({"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False} if ranks.size() > 1 else {}),  # all train, and buffers stay
     }
 
@@ -125,6 +127,7 @@ def train(stage: str, trainer, *, base: Path, checkpoints: Path, out: Path, out_
     alongside(trainer)
     walk_once(trainer.model)
     trainer.floating_point_ops = lambda inputs: 0  # counts parameters anew for each batch, and nobody reads it
+    read_work_space_once()
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=where_all_go_on(checkpoints))
     measures.note(training_seconds=round(time.monotonic() - started, 2))
@@ -175,22 +178,22 @@ def seldom_waiting():
 
 
 def pace():
-    """A trainer callback that notes the seconds of an update, as their median: what compiles at the start does not count."""
+    """A trainer callback that notes the seconds from one update's begin to the next one's, as their median.
+
+    So neither what compiles at the start counts nor a look at validation rows, but all that a GPU still has to do when its host is done.
+    """
     from transformers import TrainerCallback
 
     class Pace(TrainerCallback):
         def on_train_begin(self, *_, **__):
-            self.seconds: list[float] = []
+            self.begun: list[float] = []
 
         def on_step_begin(self, *_, **__):
-            self.started = time.monotonic()
-
-        def on_step_end(self, *_, **__):
-            self.seconds.append(time.monotonic() - self.started)
+            self.begun.append(time.monotonic())
 
         def on_train_end(self, *_, **__):
-            if self.seconds:
-                measures.note(update_seconds=round(median(self.seconds), 4))
+            if seconds := [later - earlier for earlier, later in pairwise(self.begun)]:
+                measures.note(update_seconds=round(median(seconds), 4))
 
     return Pace()
 

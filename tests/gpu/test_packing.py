@@ -50,8 +50,7 @@ def test_packed_gradients_are_as_near_the_exact_ones_as_padded(place):
     from stages.harness.params import read_params, section
     from stages.sft import Params
     from stages.training.models import Transformers
-    from stages.training.packing import IGNORED, Packed, PackedRows, pack
-    from stages.training.packing import answer_loss as loss_of
+    from stages.training.packing import IGNORED, Packed, PackedRows, answer_loss, pack
 
     p = section(place / "params.yaml", read_params(place / "params.yaml"), "sft", Params).model_copy(update={"packed": Packed(**PACKED)})
     draw = torch.Generator().manual_seed(0)
@@ -73,8 +72,9 @@ def test_packed_gradients_are_as_near_the_exact_ones_as_padded(place):
             decoder, head = model.get_base_model().model, model.get_base_model().lm_head.weight
             if packed:
                 batch = {name: value.cuda() if hasattr(value, "cuda") else value for name, value in pack(rows, longest=256).items()}
-                labels = batch.pop("labels")
-                loss, *_ = loss_of(decoder(**batch, use_cache=False).last_hidden_state, head, 0, labels, compiled=True)
+                labels, places = batch.pop("labels"), batch.pop("places")
+                loss, *_ = answer_loss(decoder(**batch, use_cache=False).last_hidden_state, head, labels, places, compiled=True)
+                loss = loss / len(places)
             else:
                 ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row["input_ids"]) for row in rows], batch_first=True).cuda()
                 mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row["input_ids"]), dtype=torch.long) for row in rows], batch_first=True).cuda()

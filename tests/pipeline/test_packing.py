@@ -20,14 +20,13 @@ ROWS = {"rank": 16, "longest": 256, "nf4": False}
 def gradients(small, tmp_path_factory):
     """The adapter's gradients of one batch of rows, by trl's own trainer, padded or packed."""
     from transformers import set_seed
-    from trl import SFTConfig, SFTTrainer
-    from trl.trainer import sft_trainer
+    from trl import SFTConfig
 
     from stages.training.models import Transformers, load_tokenizer
+    from stages.training.supervised import supervised_trainer
 
     p = section(small / "params.yaml", read_params(small / "params.yaml"), "sft", Params)
     tokenizer = load_tokenizer(small / "base", small / "mix/sft/chat_template.jinja", ends_with=TURN_END)
-    chunked = sft_trainer._chunked_cross_entropy_loss
 
     def of(packed, rows):
         set_seed(0)
@@ -38,17 +37,17 @@ def gradients(small, tmp_path_factory):
             if "lora_B" in name:
                 weight.data.normal_(std=0.02)  # untrained it is nought, and the other half has no gradient
         config = SFTConfig(output_dir=str(scratch), assistant_only_loss=True, use_cpu=True, bf16=False, report_to="none", max_length=256,
-                           loss_type=layout.loss_type, **{"gradient_checkpointing": False, **layout.arguments, "per_device_train_batch_size": rows})  # fmt: skip
-        trainer = SFTTrainer(model=model, args=config, processing_class=tokenizer, data_collator=layout.collator,
+                           loss_type="nll", **{"gradient_checkpointing": False, **layout.arguments, "per_device_train_batch_size": rows})  # fmt: skip
+        trainer = supervised_trainer(layout)(model=model, args=config, processing_class=tokenizer, data_collator=layout.collator,
                              train_dataset=dataset(small / "mix/sft/train.jsonl", ("messages",)))  # fmt: skip
         batch = next(iter(trainer.get_train_dataloader()))
         loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=(batch["labels"][..., 1:] != -100).sum())
         loss.backward()
-        told = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+        told = {}
+        trainer.log(told)
         return loss.item(), told, {name: weight.grad.clone() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
 
-    yield of
-    sft_trainer._chunked_cross_entropy_loss = chunked
+    return of
 
 
 @pytest.mark.parametrize("change", [{}, {"recompute": True}])
@@ -75,7 +74,7 @@ def test_no_row_sees_another(small, tmp_path):
 
     def logits(*rows):
         batch = pack([{"input_ids": row} for row in rows], longest=64)
-        del batch["labels"]
+        del batch["labels"], batch["places"]
         with torch.inference_mode():
             return model(**batch).logits[0]
 
