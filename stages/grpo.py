@@ -17,7 +17,7 @@ from stages.inference.vllm_engine import set_up_vllm
 from stages.training.dealing import share_of
 from stages.training.memory import Shape
 from stages.training.models import frozen_hash, in_32_bits, load_tokenizer
-from stages.training.packing import Packed, PackedRows
+from stages.training.packing import PackedRows
 from stages.training.rewards import (
     check_exact_answer,
     check_final_answer,
@@ -49,7 +49,6 @@ class Params(Optimisation):
     scale_rewards: Literal["group", "batch", "none"]
     epsilon: float = Field(gt=0)  # clips the probability ratio to 1 +- epsilon
     updates_per_batch: int = Field(gt=0)  # 1: every update is on-policy
-    packed: Packed | None  # null: completions are padded
     nf4: bool  # hold the trainer's base in 4 bits; vllm samples from its 16 bits
     rollouts: Rollouts
     max_prompt: int = Field(gt=0)  # tokens of the longest prompt; prepare-mix leaves out longer ones

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from stages.corpus.tokenizer_files import marks_of
 from stages.training.models import Lora, load_tokenizer
-from stages.training.packing import Packed, layout
+from stages.training.packing import layout
 from stages.training.pairs import pair_trainer
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
@@ -21,7 +21,6 @@ class Params(Optimisation):
     lora: Lora
     beta: float = Field(gt=0)  # weight of the odds-ratio term
     max_length: int = Field(gt=0)  # tokens of prompt and answer; preference-pairs drops longer pairs
-    packed: Packed | None  # null: pairs are padded; a row is both answers of a pair
 
 
 def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:

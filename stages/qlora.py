@@ -11,7 +11,7 @@ from pydantic import Field
 from stages.corpus.tokenizer_files import marks_of
 from stages.harness import measures
 from stages.training.models import Lora, in_32_bits, load_tokenizer
-from stages.training.packing import Packed, layout
+from stages.training.packing import layout
 from stages.training.supervised import supervised_trainer
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
 
@@ -21,7 +21,6 @@ class Params(Optimisation):
 
     lora: Lora
     max_length: int = Field(gt=0)  # tokens; prepare-mix drops longer rows
-    packed: Packed | None  # null: rows are padded
     eval_every: int = Field(gt=0)  # steps; save_every must be a multiple of it, so that the best checkpoint is there
     early_stopping_patience: int = Field(gt=0)  # evaluations without a better validation loss
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from stages.corpus.tokenizer_files import marks_of
 from stages.training.models import Lora, load_tokenizer
-from stages.training.packing import Packed, layout
+from stages.training.packing import layout
 from stages.training.stopping import StopAtForm, stop_at_form
 from stages.training.supervised import supervised_trainer
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
@@ -21,7 +21,6 @@ class Params(Optimisation):
 
     lora: Lora
     max_length: int = Field(gt=0)  # tokens; prepare-mix drops longer rows
-    packed: Packed | None  # null: rows are padded
     stop: StopAtForm
 
 

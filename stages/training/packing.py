@@ -60,7 +60,6 @@ class PackedRows:
 
         by_batch: rows are seldom as long as they may be; whether layers are recomputed is left to each micro-batch (see `keeps`).
         """
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # each batch has a length of its own
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch.resolve() / "compiled")
         if p.backend != "transformers":
             raise InputError("params.yaml: packed rows need backend: transformers: unsloth packs in its own way; or set packed to null")

@@ -1,5 +1,6 @@
 """What the trainers of all methods share: arguments in the same words, resuming after a kill, and what is left behind."""
 
+import os
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from stages.training.checkpoints import sealer, where_all_go_on
 from stages.training.curves import LIVE, Curve, recorder
 from stages.training.dealing import micro_batches, share_of
 from stages.training.models import Precision, save_adapter
+from stages.training.packing import Packed
 from stages.training.sharding import alongside, is_part
 
 
@@ -38,6 +40,7 @@ class Optimisation(StageParams):
     max_steps: int = Field(ge=-1)  # -1: as many as the epochs make
     epochs: float = Field(gt=0)
     gradient_checkpointing: bool
+    packed: Packed | None  # null: rows, completions or pairs are padded; a row of orpo is both answers of a pair
     log_every: int = Field(gt=0)
     save_every: int = Field(gt=0)
 
@@ -49,6 +52,8 @@ def begin(p: Optimisation, max_length: int, scratch: Path):
     late. `max_length` is that of the longest row, in tokens; what a backend compiles goes to `scratch`.
     """
     share_of(p.per_device_batch * p.accumulation)  # before anything is loaded
+    if p.packed:  # each batch has a length of its own; torch reads this when a library first looks at the GPU
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if p.backend == "unsloth":
         if ranks.size() > 1:
             raise InputError("params.yaml: backend: unsloth trains in one process: set run.processes and run.nodes to 1, or use transformers")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.harness.ranks import SHARDED
 from stages.harness.run_stage import determinism
 from stages.training.checkpoints import SEAL
 from tests.imports import ROOT
@@ -99,6 +100,34 @@ def train(place):
     def all_of(method: str, runs: dict[str, dict]) -> list[Path]:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             started = [pool.submit(one, method, name, changes) for name, changes in runs.items()]
+            return [run.result() for run in started]
+
+    return all_of
+
+
+@pytest.fixture(scope="session")
+def two_gpus() -> str:
+    """Their numbers, as a process is told them."""
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("two GPUs are needed")
+    return ",".join(os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[:2])
+
+
+@pytest.fixture
+def on_two(place, two_gpus):
+    """Trains a method in two processes, side by side with other changes of its section; returns the folders."""
+
+    def one(method: str, name: str, sharded: bool, changes: dict, base: str | None) -> Path:
+        run = beside(place, f"{method}-on-two-{name}", {f"{method}.{key}": value for key, value in changes.items()})
+        run.environment |= {"CUDA_VISIBLE_DEVICES": two_gpus, SHARDED: str(sharded).lower()}
+        run.do(method, processes=2, **inputs(place, method) | ({"base": base} if base else {}), out="out", out_curve="curve.csv")
+        return run.folder
+
+    def all_of(method: str, runs: dict[str, tuple[bool, dict]], base: str | None = None) -> list[Path]:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            started = [pool.submit(one, method, name, *run, base) for name, run in runs.items()]
             return [run.result() for run in started]
 
     return all_of

@@ -1,49 +1,17 @@
 """A base that two GPUs share out: the updates of two that each hold all of it, the same bytes again, and less memory of each."""
 
-import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from stages.harness.jsonl import read_json
-from stages.harness.ranks import SHARDED
-from tests.gpu.conftest import AT_ONCE, UPDATES, beside, inputs
+from tests.gpu.conftest import UPDATES
 from tests.gpu.test_training import PACKED, TOLERANCE, adapter, column, falls
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("two_gpus")]
 IN_FOUR_BITS = {**PACKED, "dequantise": False}
 LARGE = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 8192,
          "layer_types": None, "initializer_range": 0.02, "tie_word_embeddings": False}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def two_gpus() -> str:
-    """Their numbers, as a process is told them."""
-    import torch
-
-    if torch.cuda.device_count() < 2:
-        pytest.skip("two GPUs are needed")
-    return ",".join(os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[:2])
-
-
-@pytest.fixture
-def on_two(place, two_gpus):
-    """Trains a method in two processes, side by side with other changes of its section; returns the folders."""
-
-    def one(method: str, name: str, sharded: bool, changes: dict, base: str | None) -> Path:
-        run = beside(place, f"{method}-on-two-{name}", {f"{method}.{key}": value for key, value in changes.items()})
-        run.environment |= {"CUDA_VISIBLE_DEVICES": two_gpus, SHARDED: str(sharded).lower()}
-        run.do(method, processes=2, **inputs(place, method) | ({"base": base} if base else {}), out="out", out_curve="curve.csv")
-        return run.folder
-
-    def all_of(method: str, runs: dict[str, tuple[bool, dict]], base: str | None = None) -> list[Path]:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            started = [pool.submit(one, method, name, *run, base) for name, run in runs.items()]
-            return [run.result() for run in started]
-
-    return all_of
 
 
 @pytest.mark.parametrize(("method", "packed"), [("qlora", None), ("qlora", IN_FOUR_BITS), ("sft", PACKED), ("orpo", PACKED)])
