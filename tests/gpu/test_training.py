@@ -4,9 +4,11 @@
 """
 
 import csv
+import os
 
 import pytest
 
+from stages.harness.arithmetic import STRICT_WORK_SPACE, WORK_SPACE, read_work_space_once
 from stages.harness.jsonl import read_json
 from tests.gpu.conftest import UPDATES, killed_and_resumed
 from tests.pipeline.test_methods import digest
@@ -95,6 +97,21 @@ def test_the_engine_does_not_change_what_the_trainer_computes(place):
         after = model(tokens).logits
     engine.llm_engine.engine_core.shutdown()
     assert (after - before).norm() / before.norm() < 1e-4
+
+
+def test_strict_products_have_their_bits_also_when_torch_no_longer_reads_the_work_space(monkeypatch):
+    import torch
+
+    monkeypatch.setenv(WORK_SPACE, STRICT_WORK_SPACE)
+    torch.use_deterministic_algorithms(True)
+    try:
+        a, b = (torch.randn(*shape, device="cuda", dtype=torch.bfloat16) for shape in ((1000, 2560), (2560, 6912)))
+        before = a @ b
+        read_work_space_once()
+        assert WORK_SPACE not in os.environ and torch.are_deterministic_algorithms_enabled()
+        assert torch.equal(a @ b, before)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(("method", "checkpoint"), [("sft", 10), ("qlora", 10), ("orpo", 10), ("grpo", 3)])
