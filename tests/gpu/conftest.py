@@ -106,22 +106,22 @@ def train(place):
 
 
 @pytest.fixture(scope="session")
-def two_gpus() -> str:
-    """Their numbers, as a process is told them."""
+def gpus() -> list[str]:
+    """The numbers of two."""
     import torch
 
     if torch.cuda.device_count() < 2:
         pytest.skip("two GPUs are needed")
-    return ",".join(os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[:2])
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[:2]
 
 
 @pytest.fixture
-def on_two(place, two_gpus):
+def on_two(place, gpus):
     """Trains a method in two processes, side by side with other changes of its section; returns the folders."""
 
     def one(method: str, name: str, sharded: bool, changes: dict, base: str | None) -> Path:
         run = beside(place, f"{method}-on-two-{name}", {f"{method}.{key}": value for key, value in changes.items()})
-        run.environment |= {"CUDA_VISIBLE_DEVICES": two_gpus, SHARDED: str(sharded).lower()}
+        run.environment |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus), SHARDED: str(sharded).lower()}
         run.do(method, processes=2, **inputs(place, method) | ({"base": base} if base else {}), out="out", out_curve="curve.csv")
         return run.folder
 

@@ -5,7 +5,7 @@ import pytest
 from tests.gpu.conftest import UPDATES, beside
 from tests.gpu.test_training import TOLERANCE, adapter, column, falls
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("two_gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpus")]
 
 
 @pytest.mark.parametrize("method", ["sft", "qlora", "orpo"])
@@ -19,11 +19,11 @@ def test_two_gpus_lose_as_one_and_give_the_same_bytes_again(train, on_two, metho
     assert losses == pytest.approx(column(one, "loss"), rel=TOLERANCE, abs=TOLERANCE)
 
 
-def test_two_gpus_pretrain_as_one(place, two_gpus):
+def test_two_gpus_pretrain_as_one(place, gpus):
     losses = []
-    for processes, gpus in ((1, two_gpus.split(",")[0]), (2, two_gpus)):
+    for processes in (1, 2):
         run = beside(place, f"base-model-on-{processes}", {"base_model.steps": UPDATES, "base_model.save_every": UPDATES})
-        run.environment["CUDA_VISIBLE_DEVICES"] = gpus
+        run.environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[:processes])
         run.do("base-model", processes=processes, raw=str(place / "raw"), sources_lock="params.yaml", out="out", out_curve="curve.csv")
         losses.append(column(run.folder, "loss"))
     one, two = losses

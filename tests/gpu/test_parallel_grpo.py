@@ -3,7 +3,6 @@
     python -m pytest -m gpu tests/gpu/test_parallel_grpo.py
 """
 
-import os
 import signal
 
 import psutil
@@ -12,24 +11,14 @@ import pytest
 from stages.harness.jsonl import read_json, read_rows
 from stages.training.checkpoints import SEAL
 from tests.gpu.conftest import beside, inputs
-from tests.gpu.test_training import adapter, column
+from tests.gpu.test_training import PACKED, adapter, column
 from tests.pipeline.conftest import Workplace
 from tests.pipeline.test_parallel import ENDS_WITHIN, ranks_of, wait_for
 
 pytestmark = pytest.mark.gpu
 WAYS = {"one": (1, 0), "two": (2, 0), "apart": (1, 1)}  # processes that train, GPUs that engines have alone
 UNMERGED = {"engine": "vllm", "merged": False, "kv_cache_gib": 2.0, "cuda_graphs": False, "importance_correction": True, "importance_cap": 3.0}
-PACKED = {"rows": None, "recompute": None, "dequantise": None, "compile": True, "memory_gib": None}
 PATHS = {"out": "out", "out_curve": "curve.csv"}
-
-
-@pytest.fixture(scope="module")
-def gpus() -> list[str]:
-    import torch
-
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[:2]
 
 
 def workplace(place: Workplace, gpus: list[str], way: str, name: str, changes: dict) -> Workplace:

@@ -8,7 +8,7 @@ from stages.harness.jsonl import read_json
 from tests.gpu.conftest import UPDATES
 from tests.gpu.test_training import PACKED, TOLERANCE, adapter, column, falls
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("two_gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpus")]
 IN_FOUR_BITS = {**PACKED, "dequantise": False}
 LARGE = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 8192,
          "layer_types": None, "initializer_range": 0.02, "tie_word_embeddings": False}  # fmt: skip

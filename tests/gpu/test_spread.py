@@ -1,6 +1,5 @@
 """Engines on two CUDA GPUs: the answers, samples and pairs of one, its log-probabilities, and an end with one that is killed."""
 
-import os
 import time
 
 import psutil
@@ -18,15 +17,6 @@ STAGES = {
     "eval": {"model": "merged", "mix": "mix"},
     "preference-pairs": {"raw": "raw", "base": "base", "mix": "mix", "teacher": "teacher"},
 }
-
-
-@pytest.fixture(scope="module")
-def gpus() -> list[str]:
-    import torch
-
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[:2]
 
 
 def outs(stage: str, name: str) -> dict[str, str]:
