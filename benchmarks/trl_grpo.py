@@ -9,14 +9,12 @@ seconds of an update and the most memory that torch reserved.
 import json
 import os
 import sys
-import time
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from stages.harness import measures  # noqa: E402
 from stages.harness.arithmetic import WORK_SPACE  # noqa: E402
 
 
@@ -24,25 +22,19 @@ def main(section: dict) -> None:
     os.environ.pop(WORK_SPACE, None)  # ours, which costs it time (stages/harness/arithmetic.py)
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, TrainerCallback
+    from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
     from stages.corpus.tokenizer_files import marks_of
     from stages.grpo import ANSWER_REWARDS
     from stages.training.models import load_tokenizer
     from stages.training.rewards import match_format_approximately, match_format_exactly
-    from stages.training.trainer import dataset
+    from stages.training.trainer import dataset, pace
 
     base = AutoModelForCausalLM.from_pretrained("base", dtype=torch.bfloat16, device_map="cuda")
     base.config._name_or_path = str(Path("base").absolute())  # trl gives its engine this name
     model = PeftModel.from_pretrained(base, "sft", is_trainable=True)
     tokenizer = load_tokenizer(Path("base"), Path("mix/grpo/chat_template.jinja"), ends_with=marks_of(Path("base")).turn_end)
-    begun = []
-
-    class Pace(TrainerCallback):
-        def on_step_begin(self, *_, **__):
-            begun.append(time.monotonic())
-
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=[match_format_exactly, match_format_approximately, ANSWER_REWARDS[section["answer_reward"]]],
@@ -57,11 +49,10 @@ def main(section: dict) -> None:
         ),
         train_dataset=dataset(Path("mix/grpo/train.jsonl"), ("prompt", "answer")),
         processing_class=tokenizer,
-        callbacks=[Pace()],
+        callbacks=[pace()],
     )  # fmt: skip
     trainer.train()
-    seconds = [later - earlier for earlier, later in pairwise(begun)]  # as stages/training/trainer.py has it
-    print(json.dumps({"end": "ended", "update_seconds": round(median(seconds), 3), "updates": len(begun),
+    print(json.dumps({"end": "ended", "update_seconds": measures.noted()["update_seconds"], "updates": trainer.state.global_step,
                       "peak_gpu_memory_mib": torch.cuda.max_memory_reserved() // 2**20}), flush=True)  # fmt: skip
 
 
