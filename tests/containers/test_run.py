@@ -144,7 +144,7 @@ def test_no_layer_holds_what_the_build_was_given(engine, image):
     saved = subprocess.Popen([engine, "save", image], stdout=subprocess.PIPE)
     found = subprocess.run(["grep", "--count", "--text", PLANTED], stdin=saved.stdout, capture_output=True, text=True)
     assert saved.wait() == 0 and found.stdout.strip() == "0"
-    folders = ["/run/secrets", "/opt/mathmind/cache", "/opt/mathmind/wheels", "/root/.cache"]
+    folders = ["/run/secrets", "/opt/mathmind/cache", "/opt/mathmind/wheels", "/root/.cache"]  # the image's own
     listed = subprocess.run([engine, "run", "--rm", image, "find", *folders], capture_output=True, text=True)
     assert listed.stdout == ""
 
