@@ -60,6 +60,8 @@ class PackedRows:
 
         by_batch: rows are seldom as long as they may be; whether layers are recomputed is left to each micro-batch (see `keeps`).
         """
+        import torch
+
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch.resolve() / "compiled")
         if p.backend != "transformers":
             raise InputError("params.yaml: packed rows need backend: transformers: unsloth packs in its own way; or set packed to null")
@@ -82,7 +84,7 @@ class PackedRows:
         self.rows = self.plan.rows
         self.collator = partial(pack, longest=longest)
         # A compiled layer that is one graph recomputes within it, else transformers computes the whole layer again.
-        one_graph = p.packed.compile and p.precision != "fp32" and _flash()
+        one_graph = p.packed.compile and p.precision != "fp32" and torch.cuda.is_available() and _flash()
         self.within = self.plan.recompute and one_graph and not (by_batch or self.sharded)
         self.nf4 = nf4 and not (self.plan.dequantise or self.sharded)
         self.arguments = {
@@ -262,7 +264,7 @@ def _has_flash(query) -> bool:
 def _flash() -> bool:
     import torch
 
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= FLASH_FROM
+    return torch.cuda.get_device_capability() >= FLASH_FROM
 
 
 def _mask(*args, attention_mask=None, **others):

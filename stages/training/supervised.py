@@ -43,8 +43,8 @@ def supervised_trainer(rows: Padded | PackedRows) -> type:
             """trl's figures, over all labels since the last log."""
             mode = "train" if self.model.training else "eval"
             if counts := self.counts.pop(mode, None):
-                sums = [torch.stack(each).double().sum() if torch.is_tensor(each[0]) else sum(each) for each in zip(*counts, strict=True)]
-                sums = torch.tensor(sums, device=self.accelerator.device, dtype=torch.double)
+                own = [sum(map(float, each)) for each in zip(*counts, strict=True)]
+                sums = torch.tensor(own, device=self.accelerator.device, dtype=torch.double)
                 labels, tokens, correct, entropy = self.accelerator.reduce(sums, "sum").tolist()
                 if mode == "train":
                     self._total_train_tokens += int(tokens)
