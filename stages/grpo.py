@@ -79,6 +79,8 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
     rewards = [match_format_exactly, match_format_approximately, ANSWER_REWARDS[p.answer_reward]]
     model = backend.load_base(base, nf4=p.nf4, lent=by_vllm and not gpus and not p.rollouts.merged)
     model = backend.held_adapter(packing.prepare(model) if packing else model, adapter)
+    if packing:
+        model = packing.adapted(model)
     tokenizer = load_tokenizer(base, mix / "grpo" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
     if by_vllm and not gpus:
         rollouts = VllmRollouts(p.rollouts, base, requests=completions, **settings)

@@ -29,7 +29,7 @@ def run(p: Params, *, base: Path, pairs: Path, checkpoints: Path, out: Path, out
     rows = layout(p, base, checkpoints, answers=2)
     from trl.experimental.orpo import ORPOConfig
 
-    model = backend.new_adapter(rows.prepare(backend.load_base(base, sharded=rows.sharded)), p.lora)
+    model = rows.adapted(backend.new_adapter(rows.prepare(backend.load_base(base, sharded=rows.sharded)), p.lora))
     tokenizer = load_tokenizer(base, pairs / "chat_template.jinja", ends_with=marks_of(base).text_end)
     trainer = pair_trainer()(
         model=model,

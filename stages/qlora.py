@@ -32,7 +32,7 @@ def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_c
     from trl import SFTConfig
 
     rows = layout(p, base, checkpoints, nf4=True)
-    model = backend.new_adapter(rows.prepare(backend.load_base(base, nf4=True, sharded=rows.sharded)), p.lora)
+    model = rows.adapted(backend.new_adapter(rows.prepare(backend.load_base(base, nf4=True, sharded=rows.sharded)), p.lora))
     tokenizer = load_tokenizer(base, mix / "qlora" / "chat_template.jinja", ends_with=marks_of(base).turn_end)
     trainer = supervised_trainer(rows)(
         model=model,

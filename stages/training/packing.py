@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import cache, partial
 from math import gcd
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 from pydantic import Field
@@ -19,7 +18,8 @@ from stages.harness import measures, ranks
 from stages.harness.errors import InputError
 from stages.harness.params import StageParams
 from stages.training.dealing import micro_batches, share_of
-from stages.training.memory import GIB, Needs, Shape, choose
+from stages.training.fused_lora import fuse_lora
+from stages.training.memory import GIB, OPTIMISED_BYTES, OPTIMISED_BYTES_8_BIT, Needs, Shape, choose
 from stages.training.sharding import is_shared_out
 
 ATTENTION = "packed"  # its name among transformers' attention functions
@@ -51,6 +51,9 @@ class Padded:
     def prepare(self, model):
         return model
 
+    def adapted(self, model):
+        return model
+
 
 class PackedRows:
     """Rows without padding, in micro-batches that a plan made for the memory of this GPU."""
@@ -79,19 +82,20 @@ class PackedRows:
         recompute = True if by_batch and p.packed.recompute is None else p.packed.recompute
         dequantise = False if self.sharded else p.packed.dequantise
         rows = p.packed.rows and gcd(p.packed.rows, share_of(batch))
-        self.plan = ranks.told(choose(needs, share_of(batch), memory, rows=rows, recompute=recompute, dequantise=dequantise))
+        # A compiled layer that is one graph recomputes within it, else transformers computes the whole layer again.
+        one_graph = p.packed.compile and p.precision != "fp32" and torch.cuda.is_available() and _flash() and not (by_batch or self.sharded)
+        given = {"rows": rows, "recompute": recompute, "dequantise": dequantise}
+        self.plan = ranks.told(choose(needs, share_of(batch), memory, **given, attention=one_graph))
+        self.within = self.plan.recompute and one_graph
         self.tokens_kept = needs.tokens_kept(memory, dequantise=self.plan.dequantise)
         self.rows = self.plan.rows
         self.collator = partial(pack, longest=longest)
-        # A compiled layer that is one graph recomputes within it, else transformers computes the whole layer again.
-        one_graph = p.packed.compile and p.precision != "fp32" and torch.cuda.is_available() and _flash()
-        self.within = self.plan.recompute and one_graph and not (by_batch or self.sharded)
         self.nf4 = nf4 and not (self.plan.dequantise or self.sharded)
         self.arguments = {
             **micro_batches(batch, self.plan.rows),
             "gradient_checkpointing": self.plan.recompute and not self.within,
         }
-        measures.note(rows=self.plan.rows, recompute=self.plan.recompute, dequantised=self.plan.dequantise)
+        measures.note(rows=self.plan.rows, recompute=self.plan.recompute, dequantised=self.plan.dequantise, attention_kept=self.plan.attention)
 
     def keeps(self, tokens: int) -> bool:
         """Whether a micro-batch of so many tokens fits with all that its layers computed."""
@@ -108,23 +112,45 @@ class PackedRows:
             model = model.dequantize(model.dtype)
         model.set_attn_implementation(ATTENTION)
         if self.nf4:
-            _hold_scales(model, within=self.within)
+            _hold_scales(model)
         if self.p.compile:
             import torch
 
             torch._inductor.config.deterministic = self.strict
             torch._dynamo.config.optimize_ddp = False  # it would cut a layer's graph in two, to send gradients sooner
-            if self.within:
-                torch._functorch.config.activation_memory_budget = 0  # of a layer its input alone is kept
-            for layer in model.get_decoder().layers:
+            for place, layer in enumerate(model.get_decoder().layers):
+                if self.within:
+                    layer.forward = _recomputed(layer.forward, keep_attention=place < self.plan.attention)
                 if self.sharded:  # what gathers a layer stays outside
                     layer.forward = torch.compile(layer.forward, dynamic=True)
                 else:
                     layer.compile(dynamic=True)
         return model
 
+    def adapted(self, model):
+        """The base with its adapter, whose products go together with the base's where they are compiled."""
+        if self.p.compile and not self.sharded:
+            fuse_lora(model, nf4=self.within)
+        return model
 
-def _hold_scales(model, *, within: bool) -> None:
+
+def _recomputed(forward, *, keep_attention: bool):
+    """A layer's forward that keeps its input, and attention's results if asked, and is computed again going back, within its compiled graph."""
+    import torch.nn.attention.varlen  # which makes the operation known
+    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+    kept = (torch.ops.torch_attn._varlen_attn.default,) if keep_attention else ()
+
+    def policy(_, operation, *args, **others):
+        return CheckpointPolicy.MUST_SAVE if operation in kept else CheckpointPolicy.MUST_RECOMPUTE
+
+    def again(*args, **others):
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, policy), **others)
+
+    return again
+
+
+def _hold_scales(model) -> None:
     """Brings the scales of 4-bit weights to 32 bits once, which are in 8 bits else and brought there for each product: the same bits."""
     from bitsandbytes.functional import dequantize_blockwise
     from bitsandbytes.nn import Linear4bit
@@ -134,16 +160,6 @@ def _hold_scales(model, *, within: bool) -> None:
             state = module.weight.quant_state
             state.absmax = (dequantize_blockwise(state.absmax, state.state2) + state.offset).float()
             state.nested, state.state2, state.offset = False, None, None
-            if within:
-                module.forward = MethodType(_by_values, module)
-
-
-def _by_values(module, x):
-    """A 4-bit layer's product by its values in 16 bits, which what recomputes a layer and what goes back through it have in common."""
-    from bitsandbytes.functional import dequantize_4bit
-    from torch.nn.functional import linear
-
-    return linear(x, dequantize_4bit(module.weight, module.weight.quant_state), module.bias)
 
 
 def layout(p, base: Path, scratch: Path, *, nf4: bool = False, answers: int = 1) -> Padded | PackedRows:
@@ -158,7 +174,8 @@ def layout(p, base: Path, scratch: Path, *, nf4: bool = False, answers: int = 1)
 
 
 def _needs(p, base: Path, rank: int, longest: int, nf4: bool, beside: float = 0) -> Needs:
-    return Needs(Shape.read(base), rank, nf4, 4 if p.precision == "fp32" else 2, longest, CHUNK, beside)
+    optimised = OPTIMISED_BYTES_8_BIT if p.optimizer.endswith("8bit") else OPTIMISED_BYTES
+    return Needs(Shape.read(base), rank, nf4, 4 if p.precision == "fp32" else 2, longest, CHUNK, beside, optimised=optimised)
 
 
 def _memory_gib() -> float:

@@ -12,6 +12,8 @@ WAYS = {
     "plain": {**PACKED, "compile": False},
     "recomputed": {**PACKED, "recompute": True, "rows": 4},
     "four-bits": {**PACKED, "dequantise": False},
+    "recomputed-in-four-bits": {**PACKED, "recompute": True, "rows": 8, "dequantise": False},
+    "with-its-attention": {**PACKED, "recompute": True, "rows": 8, "dequantise": False, "memory_gib": 0.5},  # where there is room for nothing
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from stages.harness.errors import InputError
 from stages.harness.params import read_params
-from stages.training.memory import Needs, Plan, Shape, choose
+from stages.training.memory import GIB, USABLE, Needs, Plan, Shape, choose
 from stages.training.rollouts_apart import planned_gpus
 from tests.imports import ROOT
 
@@ -34,12 +34,26 @@ def test_the_shape_counts_qwens_weights(needs):
     [
         (139, Plan(8, recompute=False, dequantise=True)),
         (79, Plan(8, recompute=False, dequantise=True)),
-        (40, Plan(4, recompute=False, dequantise=True)),
+        (48, Plan(4, recompute=False, dequantise=True)),
+        (40, Plan(4, recompute=False, dequantise=False)),
         (15, Plan(8, recompute=True, dequantise=False)),
     ],
 )
 def test_the_fastest_plan_that_fits_is_taken(needs, gib, plan):
     assert choose(needs, 8, gib, **FREE) == plan
+
+
+@pytest.mark.parametrize(("gib", "layers"), [(16, 40), (14, 24), (13, 13)])
+def test_attention_is_kept_in_as_many_of_the_recomputed_layers_as_there_is_room_for(needs, gib, layers):
+    plan = choose(needs, 8, gib, **FREE, attention=True)
+    assert plan == Plan(8, recompute=True, dequantise=False, attention=layers)
+    room = USABLE * gib * GIB
+    assert needs.bytes(plan) <= room and (layers == 40 or needs.bytes(replace(plan, attention=layers + 1)) > room)
+    assert choose(needs, 8, gib, **FREE) == replace(plan, attention=0)
+
+
+def test_attention_takes_no_room_where_nothing_is_recomputed(needs):
+    assert choose(needs, 8, 139, **FREE, attention=True).attention == 0
 
 
 def test_what_is_given_is_kept(needs):
@@ -73,7 +87,7 @@ LLAMA_70B = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("shares", "gib"), [(1, 52.6), (2, 35.4), (8, 22.0)])
+@pytest.mark.parametrize(("shares", "gib"), [(1, 51.6), (2, 34.4), (8, 20.9)])
 def test_a_base_that_is_shared_out_takes_its_part_of_a_gpu_and_what_is_gathered(tmp_path, shares, gib):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
     needs = Needs(Shape.read(tmp_path), rank=32, nf4=True, width=2, longest=2048, chunk=1024, shares=shares)
