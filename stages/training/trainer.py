@@ -18,6 +18,7 @@ from stages.training.checkpoints import sealer, where_all_go_on
 from stages.training.curves import LIVE, Curve, recorder
 from stages.training.dealing import micro_batches, share_of
 from stages.training.models import Precision, save_adapter
+from stages.training.optimizers import keep_up
 from stages.training.packing import Packed
 from stages.training.sharding import alongside, is_part
 
@@ -128,9 +129,9 @@ def train(stage: str, trainer, *, base: Path, checkpoints: Path, out: Path, out_
     trainer.add_callback(recorder(curve, stage, trainer.args.max_steps))
     trainer.add_callback(sealer())
     trainer.add_callback(pace())
-    trainer.add_callback(seldom_waiting())
     alongside(trainer)
     walk_once(trainer.model)
+    keep_up(trainer)
     trainer.floating_point_ops = lambda inputs: 0  # counts parameters anew for each batch, and nobody reads it
     read_work_space_once()
     started = time.monotonic()
@@ -160,26 +161,6 @@ def walk_once(model) -> None:
 
     model.parameters = lambda recurse=True: iter(parameters)
     model.train = train
-
-
-def seldom_waiting():
-    """A trainer callback that lets bitsandbytes go on where it would wait for the GPU after each of an adapter's hundreds of tensors.
-
-    What it keeps of them may lie in memory that host and GPU have in common: before that is read for a checkpoint, all is waited for.
-    """
-    import torch
-    from transformers import TrainerCallback
-
-    class SeldomWaiting(TrainerCallback):
-        def on_train_begin(self, *_, optimizer, **__):
-            optimizer = optimizer.optimizer
-            if torch.cuda.is_available() and type(optimizer).__module__.startswith("bitsandbytes."):
-                from bitsandbytes.optim import optimizer as theirs
-
-                theirs.sync_gpu = lambda tensor: None
-                optimizer.register_state_dict_pre_hook(lambda _: torch.cuda.synchronize())
-
-    return SeldomWaiting()
 
 
 def pace():
