@@ -1,5 +1,6 @@
 """Generation with vLLM, on a CUDA GPU: continuous batching, and answers that do not depend on the batch where the GPU can."""
 
+import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from stages.inference.engine import Completion, Sampling, in_order
 SHARE = 0.02  # of the card that vLLM asks to be free when it starts; kv_cache_gib says what it takes
 CONTEXT = 4096  # tokens of a prompt and its answer, where a model has room for more
 BATCHED_TOKENS = 16_384  # of prompts that are computed at once
-SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, *range(320, 4097, 64))  # of batches with a CUDA graph of their own
+SIZES = tuple(2**power for power in range(12))  # of batches with a CUDA graph of their own, which takes 0.2 s to make
 GIB = 2**30
 SUPPORTED_FROM = (7, 5)  # compute capability: a T4's; CUDA 13 knows none below
 BATCH_INVARIANT_FROM = (9, 0)  # compute capability with kernels whose sums do not follow the batch (Hopper and later)
@@ -57,6 +58,8 @@ def start_vllm(folder: Path, p: Vllm, *, requests: int, **settings: Any):
     _inspect_here(folder)
     _norm_in_one_order()
     _multiply_by_cublas()
+    _try_plain_sampling()
+    gc.freeze()  # vLLM looks for garbage some eight times as it starts, each time among all that was imported: 0.6 s
     if p.cuda_graphs:
         # Without Inductor, whose kernels gain nothing inside CUDA graphs and are chosen by the clock.
         sizes = [size for size in SIZES if size < requests] + [requests]
@@ -116,6 +119,16 @@ def _multiply_by_cublas() -> None:
         return out if bias is None else out + bias
 
     linear.linear_batch_invariant = vocab_parallel_embedding.linear_batch_invariant = product
+
+
+def _try_plain_sampling() -> None:
+    """Has vLLM try plain sampling as it starts: on a new machine it would compile for 12 s what penalties and bad words need.
+
+    What else a stage asks for is compiled when it is asked for.
+    """
+    from vllm import SamplingParams
+
+    SamplingParams.for_sampler_warmup = staticmethod(SamplingParams)
 
 
 class VllmEngine:
