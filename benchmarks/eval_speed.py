@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         changes = ["eval.engine=vllm", f"eval.max_new_tokens={TOKENS}", "eval.subset=null", *asked.changes]
-        chosen = SimpleNamespace(profile="report-h200", steps=1, turing=False, gib=0, changes=changes, backend="transformers")
+        chosen = SimpleNamespace(profile="report-h200", steps=1, turing=False, plain=False, gib=0, changes=changes, backend="transformers")
         make_inputs(chosen, "transformers", asked.vocabulary, asked.shrink, TOKENS)
         Path("base/chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")  # one way to ask
         models, started = [], time.monotonic()

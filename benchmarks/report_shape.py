@@ -44,6 +44,7 @@ ROWS = 0.02  # of the published sizes: enough for the updates here
 TOKENS = 1500  # of the shortest long rows: sft takes rows that fit its 2,048 whole, so some must
 PAD = "<|pad|>"
 SHRUNK = {"hidden": 256, "layers": 2, "heads": 4, "kv_heads": 4, "ffn": 512}
+PLANNED = ("rows", "recompute", "dequantised", "attention_kept")  # of a record
 TIME_LIMIT = 1500  # seconds for a method
 MIB, GIB = 2**20, 2**30
 
@@ -82,6 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--set", nargs="+", default=[], dest="changes", metavar="KEY=VALUE")
     parser.add_argument("--shrink", action="store_true")
     parser.add_argument("--json", type=lambda text: Path(text).absolute())
+    parser.set_defaults(plain=False)
     return parser.parse_args()
 
 
@@ -151,7 +153,8 @@ def run_alone(
     outs = {"out": stage, "out_curve": f"{stage}.csv"} if stage in METHODS else {} if stage == "eval" else {"out": stage}
     paths = {**outs, **INPUTS[stage]}
     options = [part for name, path in paths.items() for part in (f"--{name.replace('_', '-')}", path)]
-    entry = ["-m", "stages.harness.run_ranks", "--processes", str(processes)] if processes > 1 else [__file__, "stage", str(int(chosen.turing))]
+    alone = [__file__, "stage", str(int(chosen.turing)), str(int(chosen.plain))]
+    entry = ["-m", "stages.harness.run_ranks", "--processes", str(processes)] if processes > 1 else alone
     command = [sys.executable, *entry, stage, "--scratch", "scratch", "--local-files", "local", *options]
     home = str(Path("scratch/tmp").absolute())
     gpus = gpus or processes + rollout_gpus
@@ -198,10 +201,14 @@ def hold(gib: float) -> None:
     print((room - least) // MIB)
 
 
-def run_stage(turing: bool, arguments: list[str]) -> int:
-    """The stage's own entry, in a process without the kernels that a T4 lacks."""
+def run_stage(turing: bool, plain: bool, arguments: list[str]) -> int:
+    """The stage's own entry, in a process without the kernels that a T4 lacks; or without what our trainer does beside trl's."""
     import torch
 
+    if plain:
+        from stages.training import trainer
+
+        trainer.walk_once = trainer.keep_up = lambda _: None
     if turing:
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -242,7 +249,7 @@ def row_of(method: str, chosen, values: dict, processes: int = 1, rollout_gpus: 
         "tokens_per_second": round(record["tokens"] / seconds) if "tokens" in record else "",
         "update_seconds": record.get("update_seconds", ""),
         "steady_tokens_per_second": round(record["tokens"] / record["steps"] / record["update_seconds"]) if "tokens" in record else "",
-        "plan": f"{record['rows']} rows, recompute {record['recompute']}, dequantised {record['dequantised']}" if "rows" in record else "",
+        "plan": ", ".join(f"{name} {record[name]}" for name in PLANNED if name in record),
         "level": record.get("level", "bitwise"),
         "losses": losses,
     }
@@ -250,7 +257,7 @@ def row_of(method: str, chosen, values: dict, processes: int = 1, rollout_gpus: 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["stage"]:
-        status = run_stage(bool(int(sys.argv[2])), sys.argv[3:])
+        status = run_stage(bool(int(sys.argv[2])), bool(int(sys.argv[3])), sys.argv[4:])
         sys.stdout.flush()
         os._exit(status)
     elif sys.argv[1:2] == ["hold"]:

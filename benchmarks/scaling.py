@@ -34,7 +34,7 @@ def main() -> None:
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        chosen = SimpleNamespace(profile="report-h200", steps=asked.steps, turing=False, gib=0, changes=[], backend="transformers")
+        chosen = SimpleNamespace(profile="report-h200", steps=asked.steps, turing=False, plain=False, gib=0, changes=[], backend="transformers")
         sources, values = make_inputs(chosen, "transformers", asked.vocabulary, asked.shrink)
         architecture = values["base_model"]["architecture"]
         for gpus in asked.gpus:

@@ -24,6 +24,7 @@ from report_shape import make_inputs, row_of, run_alone, write_params
 
 PADDED = {"packed": "null"}
 TRL = {"by": "trl"}  # not by the stage
+PLAIN = {"by": "plain"}  # by the stage, without what our trainer does beside trl's
 ENGINE = {  # what trl's colocated engine asks for
     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }  # fmt: skip
@@ -36,21 +37,23 @@ def _batch(rows: int, recompute: bool) -> dict[str, str]:
 
 HERE = {"packed": PLANNED}
 LOOSE = {"strict": "false"}
+PEER = {**PADDED, **LOOSE, **PLAIN}
 SUPERVISED = {  # name -> GiB that the process may take (0: all), changes of the section
     "here": (0, HERE),
     "here, kernels not strict": (0, {**HERE, **LOOSE}),
     "here, not compiled": (0, {"packed": PLANNED.replace("compile: true", "compile: false")}),
     "here, in 4 bits": (0, {"packed": PLANNED.replace("dequantise: null", "dequantise: false")}),
-    "trl": (0, {**PADDED, **_batch(2, True), **LOOSE}),
-    "trl, 8 rows kept": (0, {**PADDED, **_batch(8, False), **LOOSE}),
-    "unsloth, 2 rows": (0, {**PADDED, **_batch(2, True), **LOOSE, "backend": "unsloth"}),
-    "unsloth, 8 rows": (0, {**PADDED, **_batch(8, True), **LOOSE, "backend": "unsloth"}),
-    "unsloth, 8 rows kept": (0, {**PADDED, **_batch(8, False), **LOOSE, "backend": "unsloth"}),
-    "unsloth, 4 rows kept": (0, {**PADDED, **_batch(4, False), **LOOSE, "backend": "unsloth"}),
+    "trl": (0, {**PEER, **_batch(2, True)}),
+    "trl, 8 rows kept": (0, {**PEER, **_batch(8, False)}),
+    "unsloth, 2 rows": (0, {**PEER, **_batch(2, True), "backend": "unsloth"}),
+    "unsloth, 8 rows": (0, {**PEER, **_batch(8, True), "backend": "unsloth"}),
+    "unsloth, 8 rows kept": (0, {**PEER, **_batch(8, False), "backend": "unsloth"}),
+    "unsloth, 4 rows kept": (0, {**PEER, **_batch(4, False), "backend": "unsloth"}),
     "15 GiB: here": (15, {"packed": PLANNED.replace("memory_gib: null", "memory_gib: 15")}),
-    "15 GiB: trl": (15, {**PADDED, **_batch(2, True), **LOOSE}),
-    "15 GiB: unsloth, 2 rows": (15, {**PADDED, **_batch(2, True), **LOOSE, "backend": "unsloth"}),
-    "15 GiB: unsloth, 8 rows": (15, {**PADDED, **_batch(8, True), **LOOSE, "backend": "unsloth"}),
+    "15 GiB: here, kernels not strict": (15, {"packed": PLANNED.replace("memory_gib: null", "memory_gib: 15"), **LOOSE}),
+    "15 GiB: trl": (15, {**PEER, **_batch(2, True)}),
+    "15 GiB: unsloth, 2 rows": (15, {**PEER, **_batch(2, True), "backend": "unsloth"}),
+    "15 GiB: unsloth, 8 rows": (15, {**PEER, **_batch(8, True), "backend": "unsloth"}),
 }
 
 
@@ -93,7 +96,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        chosen = SimpleNamespace(profile="report-h200", steps=asked.steps, turing=False, gib=0, changes=[], backend="transformers")
+        chosen = SimpleNamespace(profile="report-h200", steps=asked.steps, turing=False, plain=False, gib=0, changes=[], backend="transformers")
         sources, values = make_inputs(chosen, "transformers", asked.vocabulary, asked.shrink)
         architecture = values["base_model"]["architecture"]
         if asked.method == "grpo":
@@ -103,6 +106,7 @@ def main() -> None:
         ceiling = product_rate()
         for name in asked.only:
             chosen.gib, changes = VARIANTS[asked.method][name]
+            chosen.plain = changes.get("by") == "plain"
             chosen.changes = [f"{asked.method}.{key}={value}" for key, value in changes.items() if key != "by"]
             section = write_params(chosen, changes.get("backend", "transformers"), sources)[asked.method]
             gpus = GRPO_GPUS.get(name, (1, 0))
