@@ -132,6 +132,7 @@ def train(stage: str, trainer, *, base: Path, checkpoints: Path, out: Path, out_
     alongside(trainer)
     walk_once(trainer.model)
     keep_up(trainer)
+    end_where_it_ended(trainer)
     trainer.floating_point_ops = lambda inputs: 0  # counts parameters anew for each batch, and nobody reads it
     read_work_space_once()
     started = time.monotonic()
@@ -161,6 +162,18 @@ def walk_once(model) -> None:
 
     model.parameters = lambda recurse=True: iter(parameters)
     model.train = train
+
+
+def end_where_it_ended(trainer) -> None:
+    """Has a run that was killed after its last checkpoint train no more; transformers (5.17) would make one update beyond the last."""
+    run_epoch = trainer._run_epoch
+
+    def rest_of_epoch(**arguments):
+        state = trainer.state
+        if state.global_step < state.max_steps and not state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+            run_epoch(**arguments)
+
+    trainer._run_epoch = rest_of_epoch
 
 
 def pace():

@@ -272,6 +272,19 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_bytes(k
     resume(small, stage)
 
 
+@pytest.mark.parametrize("stage", RESUMED)
+def test_a_run_that_is_killed_after_its_last_update_makes_no_other(small, stage):
+    """Its outs are lost, and all of its checkpoints are there, the last one too."""
+    inputs = RESUMED[stage][0]
+    try:
+        assert small.run(stage, **inputs, out="resumed", out_curve="resumed.csv", scratch="killed").returncode == 0
+        shutil.rmtree(small / "resumed")
+        resume(small, stage)
+    finally:
+        for path in ("killed", "resumed"):
+            shutil.rmtree(small / path, ignore_errors=True)
+
+
 @pytest.mark.parametrize(("stage", "name"), [
     ("base-model", "told.json"), ("qlora", "adapter_model.safetensors"), ("qlora", "optimizer.pt"),
 ])  # fmt: skip
@@ -300,6 +313,20 @@ def test_sft_ends_at_the_first_look_that_finds_the_form_and_else_takes_all_its_s
     assert all(0 <= float(row["form"]) < 1 for row in never if row["form"])
     assert float(reached[-1]["form"]) > 0 and all(float(row["form"] or 0) == 0 for row in reached[:-1])
     assert all(row["loss"] for row in never), "a look must not swallow the step's own log"
+
+
+def test_sft_that_is_killed_after_it_has_seen_the_form_makes_no_other_update(small):
+    paths = {"base": "base", "mix": "mix", "out": "formed", "out_curve": "formed.csv", "scratch": "formed-scratch"}
+    small.set_params({"sft.stop.every": 2, "sft.stop.problems": 8, "sft.stop.share": 1e-9, "sft.max_steps": 60, "sft.lr": 2e-3, "sft.save_every": 2})
+    found = []
+    try:
+        for _ in range(2):
+            assert small.run("sft", **paths).returncode == 0
+            found.append((digest(small / "formed"), (small / "formed.csv").read_bytes()))
+            shutil.rmtree(small / "formed")
+    finally:
+        small.set_params({})
+    assert found[0] == found[1] and len(curve(small / "formed.csv")) < 60
 
 
 def test_grpos_curve_tells_how_it_fares(small):
