@@ -11,7 +11,7 @@ ALIGNED = 8  # numbers of 16 bits: rows of a matrix whose length is no multiple 
 
 
 def fuse_lora(model, *, nf4: bool) -> None:
-    """Has each linear layer of a peft model make one product of its base and its adapter; it pays where layers are compiled.
+    """Has linear layers of a peft model make one product of base and adapter where a gradient is asked for; it pays in compiled layers.
 
     nf4: those in 4 bits too, whose values are made for it, and kept for the backward pass unless the layer is recomputed.
     """
@@ -50,13 +50,14 @@ def _forward():
 
     def forward(module, x):
         active = module.active_adapters
-        if module.disable_adapters or module.merged or len(active) != 1:
-            return type(module).forward(module, x)
+        if not torch.is_grad_enabled() or module.disable_adapters or module.merged or len(active) != 1:
+            return type(module).forward(module, x)  # of a few tokens, as in generation, the product is cheaper than [W, B]
         (name,), base = active, module.base_layer
         weight = dequantize_4bit(base.weight, base.weight.quant_state) if isinstance(base, Linear4bit) else base.weight
-        inner = module.lora_A[name](module.lora_dropout[name](x)) * module.scaling[name]
-        outer = module.lora_B[name].weight
-        inner, outer = (pad(each, (0, -module.r[name] % ALIGNED)).to(weight.dtype) for each in (inner, outer))
-        return Joined.apply(x.to(weight.dtype), inner, weight, outer, base.bias)
+        x = x.to(weight.dtype)
+        inner = linear(module.lora_dropout[name](x), module.lora_A[name].weight.to(weight.dtype)) * module.scaling[name]
+        outer = module.lora_B[name].weight.to(weight.dtype)
+        inner, outer = (pad(each, (0, -module.r[name] % ALIGNED)) for each in (inner, outer))
+        return Joined.apply(x, inner, weight, outer, base.bias)
 
     return forward

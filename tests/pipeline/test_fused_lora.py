@@ -71,6 +71,22 @@ def test_a_switched_off_adapter_leaves_the_base():
     assert forward(model).item() != pytest.approx(alone, rel=1e-3)
 
 
+def test_where_no_gradient_is_asked_for_peft_answers():
+    """As in a look at answers during training: in 16 bits, with nothing that narrows the adapter."""
+    import torch
+
+    from stages.training.fused_lora import fuse_lora
+
+    found = []
+    for fused in (False, True):
+        model = made("bfloat16").eval()
+        if fused:
+            fuse_lora(model, nf4=True)
+        with torch.no_grad():
+            found.append(forward(model).item())
+    assert found[0] == found[1]
+
+
 def test_a_4_bit_base_has_the_same_gradient():
     import torch
     from bitsandbytes.nn import Linear4bit
