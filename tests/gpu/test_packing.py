@@ -13,7 +13,7 @@ WAYS = {
     "recomputed": {**PACKED, "recompute": True, "rows": 4},
     "four-bits": {**PACKED, "dequantise": False},
     "recomputed-in-four-bits": {**PACKED, "recompute": True, "rows": 8, "dequantise": False},
-    "with-its-attention": {**PACKED, "recompute": True, "rows": 8, "dequantise": False, "memory_gib": 0.5},  # where there is room for nothing
+    "attention-too": {**PACKED, "recompute": True, "rows": 8, "dequantise": False, "memory_gib": 0.5},  # recomputed, where there is room for nothing
 }
 
 
