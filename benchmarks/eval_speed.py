@@ -14,9 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
-from report_shape import make_inputs, run_alone
+from report_shape import make_inputs, run_alone, usual_options
 from training_speed import gpu
 
 TOKENS = 256  # of an answer
@@ -34,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         changes = ["eval.engine=vllm", f"eval.max_new_tokens={TOKENS}", "eval.subset=null", *asked.changes]
-        chosen = SimpleNamespace(profile="report-h200", steps=1, turing=False, plain=False, gib=0, changes=changes, backend="transformers")
+        chosen = usual_options(changes=changes)
         make_inputs(chosen, "transformers", asked.vocabulary, asked.shrink, TOKENS)
         Path("base/chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")  # one way to ask
         models, started = [], time.monotonic()

@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from select import select
+from types import SimpleNamespace
+from typing import Any
 
 from prepare_mix import ROOT, environment, make_tables, make_tokenizer
 from ruamel.yaml import YAML
@@ -44,7 +46,7 @@ ROWS = 0.02  # of the published sizes: enough for the updates here
 TOKENS = 1500  # of the shortest long rows: sft takes rows that fit its 2,048 whole, so some must
 PAD = "<|pad|>"
 SHRUNK = {"hidden": 256, "layers": 2, "heads": 4, "kv_heads": 4, "ffn": 512}
-PLANNED = ("rows", "recompute", "dequantised", "attention_kept")  # of a record
+OF_THE_PLAN = ("rows", "recompute", "dequantised", "attention_kept")  # what a record says
 TIME_LIMIT = 1500  # seconds for a method
 MIB, GIB = 2**20, 2**30
 
@@ -85,6 +87,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=lambda text: Path(text).absolute())
     parser.set_defaults(plain=False)
     return parser.parse_args()
+
+
+def usual_options(**others: Any) -> SimpleNamespace:
+    """What a script that has no use for these options chooses: report-h200's settings, by the stages as they are, on a whole card."""
+    usual = {"profile": "report-h200", "steps": 1, "turing": False, "plain": False, "gib": 0, "changes": [], "backend": "transformers"}
+    return SimpleNamespace(**usual | others)
 
 
 def make_inputs(chosen, backend: str, vocabulary: Path, shrink: bool, tokens: int = TOKENS) -> tuple[dict, dict]:
@@ -249,7 +257,7 @@ def row_of(method: str, chosen, values: dict, processes: int = 1, rollout_gpus: 
         "tokens_per_second": round(record["tokens"] / seconds) if "tokens" in record else "",
         "update_seconds": record.get("update_seconds", ""),
         "steady_tokens_per_second": round(record["tokens"] / record["steps"] / record["update_seconds"]) if "tokens" in record else "",
-        "plan": ", ".join(f"{name} {record[name]}" for name in PLANNED if name in record),
+        "plan": ", ".join(f"{name} {record[name]}" for name in OF_THE_PLAN if name in record),
         "level": record.get("level", "bitwise"),
         "losses": losses,
     }

@@ -13,9 +13,8 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
-from report_shape import make_inputs, row_of, write_params
+from report_shape import make_inputs, row_of, usual_options, write_params
 from training_speed import HERE, gpu, operations
 
 RECIPE = 8  # rows an update
@@ -34,7 +33,7 @@ def main() -> None:
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        chosen = SimpleNamespace(profile="report-h200", steps=asked.steps, turing=False, plain=False, gib=0, changes=[], backend="transformers")
+        chosen = usual_options(steps=asked.steps)
         sources, values = make_inputs(chosen, "transformers", asked.vocabulary, asked.shrink)
         architecture = values["base_model"]["architecture"]
         for gpus in asked.gpus:

@@ -17,10 +17,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 from prepare_mix import environment
-from report_shape import make_inputs, row_of, run_alone, write_params
+from report_shape import make_inputs, row_of, run_alone, usual_options, write_params
 
 PADDED = {"packed": "null"}
 TRL = {"by": "trl"}  # not by the stage
@@ -36,6 +35,7 @@ def _batch(rows: int, recompute: bool) -> dict[str, str]:
 
 
 HERE = {"packed": PLANNED}
+WITHIN_15 = {"packed": PLANNED.replace("memory_gib: null", "memory_gib: 15")}
 LOOSE = {"strict": "false"}
 PEER = {**PADDED, **LOOSE, **PLAIN}
 SUPERVISED = {  # name -> GiB that the process may take (0: all), changes of the section
@@ -49,8 +49,8 @@ SUPERVISED = {  # name -> GiB that the process may take (0: all), changes of the
     "unsloth, 8 rows": (0, {**PEER, **_batch(8, True), "backend": "unsloth"}),
     "unsloth, 8 rows kept": (0, {**PEER, **_batch(8, False), "backend": "unsloth"}),
     "unsloth, 4 rows kept": (0, {**PEER, **_batch(4, False), "backend": "unsloth"}),
-    "15 GiB: here": (15, {"packed": PLANNED.replace("memory_gib: null", "memory_gib: 15")}),
-    "15 GiB: here, kernels not strict": (15, {"packed": PLANNED.replace("memory_gib: null", "memory_gib: 15"), **LOOSE}),
+    "15 GiB: here": (15, WITHIN_15),
+    "15 GiB: here, kernels not strict": (15, {**WITHIN_15, **LOOSE}),
     "15 GiB: trl": (15, {**PEER, **_batch(2, True)}),
     "15 GiB: unsloth, 2 rows": (15, {**PEER, **_batch(2, True), "backend": "unsloth"}),
     "15 GiB: unsloth, 8 rows": (15, {**PEER, **_batch(8, True), "backend": "unsloth"}),
@@ -96,7 +96,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        chosen = SimpleNamespace(profile="report-h200", steps=asked.steps, turing=False, plain=False, gib=0, changes=[], backend="transformers")
+        chosen = usual_options(steps=asked.steps)
         sources, values = make_inputs(chosen, "transformers", asked.vocabulary, asked.shrink)
         architecture = values["base_model"]["architecture"]
         if asked.method == "grpo":
