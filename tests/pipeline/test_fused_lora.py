@@ -5,7 +5,7 @@ import pytest
 HIDDEN, TOKENS = 256, 96
 
 
-def made(dtype: str, *, rank: int = 8, alpha: int = 8, dropout: float = 0.0, bias: bool = True):
+def made(dtype: str, *, rank: int = 8, alpha: int = 8, dropout: float = 0.0):
     """A Qwen2 of three layers with an adapter that has learnt something."""
     import torch
     from peft import LoraConfig, get_peft_model

@@ -235,11 +235,17 @@ RESUMED = {  # a stage: its inputs, its outs' name in the small run, and a check
 
 
 @pytest.fixture
-def kill_at_checkpoint(small):
-    """Kills a stage as soon as its checkpoint has a file; none of its outs is there."""
-    yield lambda stage, file: kill(small, stage, file)
+def cleared(small):
+    """Takes away what a stage left that was run twice in one scratch folder."""
+    yield
     for path in ("killed", "resumed"):
         shutil.rmtree(small / path)
+
+
+@pytest.fixture
+def kill_at_checkpoint(small, cleared):
+    """Kills a stage as soon as its checkpoint has a file; none of its outs is there."""
+    return lambda stage, file: kill(small, stage, file)
 
 
 def kill(small, stage, file):
@@ -273,16 +279,12 @@ def test_a_killed_run_resumes_from_its_last_whole_checkpoint_to_the_same_bytes(k
 
 
 @pytest.mark.parametrize("stage", ["sft", "qlora", "grpo", "orpo"])
+@pytest.mark.usefixtures("cleared")
 def test_a_run_that_is_killed_after_its_last_update_makes_no_other(small, stage):
     """Its outs are lost, and all of its checkpoints are there, the last one too."""
-    inputs = RESUMED[stage][0]
-    try:
-        assert small.run(stage, **inputs, out="resumed", out_curve="resumed.csv", scratch="killed").returncode == 0
-        shutil.rmtree(small / "resumed")
-        resume(small, stage)
-    finally:
-        for path in ("killed", "resumed"):
-            shutil.rmtree(small / path, ignore_errors=True)
+    assert small.run(stage, **RESUMED[stage][0], out="resumed", out_curve="resumed.csv", scratch="killed").returncode == 0
+    shutil.rmtree(small / "resumed")
+    resume(small, stage)
 
 
 @pytest.mark.parametrize(("stage", "name"), [

@@ -1,4 +1,4 @@
-"""What the trainers share, on a model of three modules."""
+"""What the trainers share, on a model of three modules and on three weights."""
 
 import copy
 
