@@ -25,7 +25,7 @@ from stages.training.rewards import (
     match_format_approximately,
     match_format_exactly,
 )
-from stages.training.rollouts import Rollouts, VllmRollouts, rollout_trainer
+from stages.training.rollouts import Rollouts, VllmRollouts, adapter_folder, rollout_trainer
 from stages.training.rollouts_apart import engine_bytes, engines_apart, take_gpus
 from stages.training.sharding import asked
 from stages.training.trainer import Optimisation, arguments, begin, dataset, train
@@ -68,7 +68,7 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
     packing = _packing(p, base, rank, max_length, checkpoints, beside=by_vllm and not gpus)
     completions = share_of(p.prompts_per_step * p.generations)
     settings = {
-        "precision": p.precision, "rank": rank, "max_length": max_length, "scratch": checkpoints,
+        "precision": p.precision, "rank": rank, "max_length": max_length, "folder": adapter_folder(checkpoints),
         "raw": p.temperature == 1,  # as the trainer's own, which know of no cuts
     }  # fmt: skip
     rollouts = None

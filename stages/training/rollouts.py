@@ -42,14 +42,14 @@ class VllmRollouts:
     """A vLLM engine that samples from the base with the adapter as it stands."""
 
     def __init__(
-        self, p: Rollouts, base: Path, *, precision: Precision, rank: int, max_length: int, requests: int, raw: bool, scratch: Path
+        self, p: Rollouts, base: Path, *, precision: Precision, rank: int, max_length: int, requests: int, raw: bool, folder: Path
     ) -> None:
         """Starts the engine, which seeds torch: seed again afterwards.
 
         max_length: tokens of prompt and completion. requests: completions a step. raw: give log-probabilities of the
-        model's own distribution, not of what temperature and cuts make of it. scratch: a folder for the adapter.
+        model's own distribution, not of what temperature and cuts make of it. folder: where the adapter lies.
         """
-        self.adapter = adapter_folder(scratch) / str(ranks.rank())  # each process's own: it is rewritten whenever its engine wants it
+        self.adapter = folder
         self.merged: list[_Merged] = []
         beside = {} if p.merged else {
             "enable_lora": True, "max_lora_rank": next(size for size in ADAPTER_RANKS if size >= rank),
@@ -183,7 +183,8 @@ class _Merged:
 
 
 def adapter_folder(scratch: Path) -> Path:
-    return scratch.resolve() / "rollouts"
+    """Where a trainer puts its adapter for an engine: each has its own, which is written anew whenever that engine wants it."""
+    return scratch.resolve() / "rollouts" / str(ranks.rank())
 
 
 def write_adapter(model, folder: Path) -> None:

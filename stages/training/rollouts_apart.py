@@ -20,10 +20,10 @@ from stages.harness.apart import Apart, answers
 from stages.harness.arithmetic import use_portable_arithmetic, use_strict_kernels
 from stages.harness.jsonl import read_json
 from stages.inference.vllm_engine import set_up_vllm
-from stages.training.memory import GIB, Needs, Shape
+from stages.training.memory import GIB, Shape
 from stages.training.models import DTYPES, Precision, Transformers
-from stages.training.packing import CHUNK
-from stages.training.rollouts import Rollouts, VllmRollouts, adapter_folder, write_adapter
+from stages.training.packing import needs_of
+from stages.training.rollouts import Rollouts, VllmRollouts, write_adapter
 
 GPUS = "MATHMIND_ROLLOUT_GPUS"  # how many of the GPUs that are seen the engines have alone: docker/run says so
 TRAINED = "trained.safetensors"  # the adapter's weights by the trainer's names, where an engine adds them to a base of its own
@@ -78,12 +78,14 @@ class RolloutsApart:
 
 
 def engines_apart(p: Rollouts, base: Path, adapter: Path, *, gpus: Sequence[str], strict: bool, precision: Precision, completions: int,
-                  scratch: Path, **settings) -> RolloutsApart:  # fmt: skip
-    """Starts vLLM on each of these GPUs. completions: that a trainer asks for in a step; see VllmRollouts for the others."""
+                  folder: Path, **settings) -> RolloutsApart:  # fmt: skip
+    """Starts vLLM on each of these GPUs. completions: that a trainer asks for in a step; folder: where the first trainer of the machine puts the
+    adapter, and all engines read it; see VllmRollouts for the others.
+    """
     requests = ceil(completions * ranks.local_size() / len(gpus))
-    make = partial(Engine, p, base, adapter, strict=strict, precision=precision, requests=requests, scratch=scratch, **settings)
+    make = partial(Engine, p, base, adapter, strict=strict, precision=precision, requests=requests, folder=folder, **settings)
     bring = partial(write_trained, dtype=DTYPES[precision]) if p.merged else write_adapter
-    return RolloutsApart(make, gpus, partial(bring, folder=adapter_folder(scratch)))
+    return RolloutsApart(make, gpus, partial(bring, folder=folder))
 
 
 class Engine:
@@ -115,7 +117,7 @@ def write_trained(model, folder: Path, dtype: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     trained = {name: weight.detach().to(getattr(torch, dtype)) for name, weight in model.named_parameters() if weight.requires_grad}
     save_file(trained, folder / TRAINED)
 
@@ -133,6 +135,7 @@ class _Asked(BaseModel):
     """What of grpo's section decides how much memory its engine and its trainer take; the stage itself is strict about all of it."""
 
     backend: str
+    optimizer: str
     precision: Precision
     per_device_batch: int
     accumulation: int
@@ -153,10 +156,9 @@ def planned_gpus(values: dict[str, Any], base: Path, adapter: Path, gpus: int, m
         return 0  # the stage says what is wrong
     if gpus < 2 or p.rollouts.engine != "vllm":
         return 0
-    shape, width = Shape.read(base), 4 if p.precision == "fp32" else 2
-    beside = engine_bytes(shape, p.rollouts, lends=p.backend == "transformers" and not p.nf4)
+    beside = engine_bytes(Shape.read(base), p.rollouts, lends=p.backend == "transformers" and not p.nf4)
     rank = read_json(adapter / "adapter_config.json")["r"]
-    if Needs(shape, rank, p.nf4, width, p.max_prompt + p.max_completion, CHUNK, beside).fits(memory_gib):
+    if needs_of(p, base, rank, p.max_prompt + p.max_completion, p.nf4, beside).fits(memory_gib):
         return 0
     return next(count for count in range(1, gpus) if p.per_device_batch * p.accumulation % (gpus - count) == 0)
 
