@@ -21,9 +21,9 @@ def packed_logprobs(decoder, head, input_ids, attention_mask, wanted, lenders, l
     positions = attention_mask.cumsum(1) - 1
     borrowed = there & (positions < lent[:, None])
     computed = there & ~borrowed
-    places = (computed.flatten().cumsum(0) - 1).view_as(there)  # of tokens among the computed ones
+    places = _places(computed)
     places = torch.where(borrowed, places[lenders], places)
-    of_another = borrowed[there]
+    again = _borrowers(borrowed, _places(there), lenders)
     hidden = decoder(
         input_ids=input_ids[computed][None],
         position_ids=positions[computed][None],
@@ -31,7 +31,7 @@ def packed_logprobs(decoder, head, input_ids, attention_mask, wanted, lenders, l
         cu_seq_lens_k=_bounds(there),
         max_length_q=longest,
         max_length_k=longest,
-        lent=(places[there], (~of_another).nonzero()[:, 0], of_another.nonzero()[:, 0]) if lent.any() else None,
+        lent=(places[there], _places(there)[computed], again[:, computed]) if len(again) else None,
         use_cache=False,
     ).last_hidden_state[0]
     wanted = wanted & there
@@ -39,6 +39,25 @@ def packed_logprobs(decoder, head, input_ids, attention_mask, wanted, lenders, l
     logprobs, entropies = _in_pieces().apply(hidden, head, before, input_ids[wanted], temperature, compiled)
     padded = torch.zeros((2, *wanted.shape), device=hidden.device)
     return padded[0].masked_scatter(wanted, logprobs), padded[1].masked_scatter(wanted, entropies)
+
+
+def _places(tokens):
+    """Of each token of a mask, (rows, length), how many come before it."""
+    return (tokens.flatten().cumsum(0) - 1).view_as(tokens)
+
+
+def _borrowers(borrowed, places, lenders):
+    """Where the tokens are, among all, that stand for a token in rows that borrowed it: (borrowers, rows, length), -1 where no more have.
+
+    borrowed: a mask of such tokens; places, of each among all: (rows, length) both. As many borrowers as any row has.
+    """
+    import torch
+
+    rows = borrowed.any(1).nonzero()[:, 0]
+    order = (lenders[rows][:, None] == lenders[rows]).tril(-1).sum(1)  # of a row among those that borrow from the same one
+    again = places.new_full((int(order.max()) + 1 if len(rows) else 0, *places.shape), -1)
+    again[order, lenders[rows]] = torch.where(borrowed, places, -1)[rows]
+    return again
 
 
 def _bounds(tokens):

@@ -72,7 +72,7 @@ class PackedRows:
         if p.packed.rows and batch % p.packed.rows:
             raise InputError(f"params.yaml: packed.rows: {p.packed.rows} does not divide the batch of {batch} (per_device_batch x accumulation)")
         memory = p.packed.memory_gib or _memory_gib()
-        needs = _needs(p, base, rank, longest, nf4, beside)
+        needs = needs_of(p, base, rank, longest, nf4, beside)
         self.sharded = not by_batch and is_shared_out(needs, memory)
         if self.sharded and p.packed.dequantise:
             raise InputError("params.yaml: packed.dequantise holds the whole base in 16 bits, of which several processes have a share each "
@@ -106,7 +106,7 @@ class PackedRows:
         from transformers import AttentionInterface
         from transformers.masking_utils import AttentionMaskInterface
 
-        AttentionInterface.register(ATTENTION, attend)
+        AttentionInterface.register(ATTENTION, partial(_attend, spread=_spread()))
         AttentionMaskInterface.register(ATTENTION, _mask)
         if self.plan.dequantise:
             model = model.dequantize(model.dtype)
@@ -170,10 +170,11 @@ def layout(p, base: Path, scratch: Path, *, nf4: bool = False, answers: int = 1)
     longest = answers * p.max_length
     if p.packed:
         return PackedRows(p, base, scratch, rank=p.lora.rank, longest=longest, nf4=nf4)
-    return Padded(p, sharded=ranks.size() > 1 and is_shared_out(_needs(p, base, p.lora.rank, longest, nf4), _memory_gib()))
+    return Padded(p, sharded=ranks.size() > 1 and is_shared_out(needs_of(p, base, p.lora.rank, longest, nf4), _memory_gib()))
 
 
-def _needs(p, base: Path, rank: int, longest: int, nf4: bool, beside: float = 0) -> Needs:
+def needs_of(p, base: Path, rank: int, longest: int, nf4: bool, beside: float = 0) -> Needs:
+    """What a training by these parameters (its optimizer and precision) needs memory for; see Needs for the others."""
     optimised = OPTIMISED_BYTES_8_BIT if p.optimizer.endswith("8bit") else OPTIMISED_BYTES
     return Needs(Shape.read(base), rank, nf4, 4 if p.precision == "fp32" else 2, longest, CHUNK, beside, optimised=optimised)
 
@@ -212,11 +213,11 @@ def pack(rows: Sequence[dict[str, list[int]]], *, longest: int) -> dict[str, Any
     }
 
 
-def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, cu_seq_lens_q=None, lent=None, **others):
+def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, cu_seq_lens_q=None, lent=None, *, spread, **others):
     """transformers' attention function: each packed row causally to itself; without bounds (in generation) as `sdpa` does.
 
     query: (1, heads, total, head size); key and value: the same with their own heads. Returns (1, total, heads, head size). lent: where
-    rows begin with tokens of others (see logprobs.py), which then are keys and values of theirs too, before their own.
+    rows begin with tokens of others (see logprobs.py), which then are keys and values of theirs too, before their own: `spread` says so.
     """
     import torch
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -224,7 +225,7 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **others)
     if lent is not None:
-        key, value = (_of_all_rows().apply(heads, *lent) for heads in (key, value))
+        key, value = spread(key, *lent), spread(value, *lent)
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     bounds = cu_seq_lens_q, others["cu_seq_lens_k"]
@@ -250,28 +251,32 @@ def _attend_row(query, key, value, scaling):
     return scaled_dot_product_attention(query, key, value, attn_mask=causal_lower_right(query.shape[2], key.shape[2]), scale=scaling)
 
 
-@cache
-def _of_all_rows():
-    """An autograd function, where torch is there to be derived from."""
+def _spread():
+    """OfAllRows as a function, where torch is there to be derived from; a layer in which the class is made would be compiled in pieces."""
     import torch
 
     class OfAllRows(torch.autograd.Function):
-        """Keys or values of computed tokens, (1, heads, total, size), as all rows have them, one row after another.
+        """Keys or values of computed tokens, (1, heads, computed, size), as all rows have them, one row after another.
 
-        places: of each row's tokens among the computed ones; own, others: which of those are the row's own, and which another's.
+        places: of each row's tokens among the computed ones. own, (computed,); again, (borrowers, computed): where among all rows' tokens
+        a computed one is in its own row, and in those that borrowed it, -1 where no more have. So a gradient is read from where its parts
+        are and summed in one order; adding each part to where it belongs would sort all of them first.
         """
 
         @staticmethod
-        def forward(ctx, heads, places, own, others):
-            ctx.save_for_backward(places, own, others)
+        def forward(ctx, heads, places, own, again):
+            ctx.save_for_backward(own, again)
             return heads[:, :, places]
 
         @staticmethod
         def backward(ctx, by_all):
-            places, own, others = ctx.saved_tensors
-            return by_all[:, :, own].index_add_(2, places[others], by_all[:, :, others]), None, None, None
+            own, again = ctx.saved_tensors
+            by_heads = by_all[:, :, own]
+            for place in again:
+                by_heads = by_heads + torch.where((place < 0)[:, None], 0, by_all[:, :, place.clamp(min=0)])
+            return by_heads, None, None, None
 
-    return OfAllRows
+    return OfAllRows.apply
 
 
 def _has_flash(query) -> bool:

@@ -152,6 +152,30 @@ def test_completions_without_padding_have_trls_log_probabilities_entropies_and_g
     assert computed[-1] == mask.sum() - sum(prompts[row] for row, first in enumerate(groups) if first != row)
 
 
+def test_a_layer_is_one_graph_also_where_rows_begin_alike(small, tmp_path, monkeypatch):
+    """As a GPU's attention leaves it, for which another kernel stands here: by rows, as on a CPU, it cuts a graph wherever a row ends."""
+    import torch
+    import torch.nn.attention.varlen
+
+    from stages.training import packing
+    from stages.training.logprobs import packed_logprobs
+    from stages.training.models import Transformers
+
+    monkeypatch.setattr(packing, "_has_flash", lambda query: True)
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", lambda query, key, value, *_, **others: query + key.sum(0) + value.sum(0))
+    p = section(small / "params.yaml", read_params(small / "params.yaml"), "sft", Params).model_copy(update={"packed": Packed(**WRITTEN)})
+    model = PackedRows(p, small / "base", tmp_path, **ROWS).prepare(Transformers("fp32").load_base(small / "base"))
+    for layer in model.get_decoder().layers:
+        layer.compile(dynamic=True, fullgraph=True, backend="eager")
+    ids = torch.randint(5, 200, (3, 40), generator=torch.Generator().manual_seed(0))
+    there, wanted = torch.ones_like(ids), torch.arange(40).expand(3, 40) > 0
+    for alike in (0, 12):
+        lent = torch.tensor([0, alike, alike])
+        found, _ = packed_logprobs(model.get_decoder(), model.get_output_embeddings().weight, ids, there, wanted, torch.zeros_like(lent), lent,
+                                   temperature=1.0, longest=256, compiled=False)  # fmt: skip
+        found.sum().backward()
+
+
 def test_what_the_samplers_correction_computed_is_what_the_loss_gets_of_shuffled_rows(rollouts):
     import torch
 
