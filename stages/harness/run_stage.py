@@ -8,6 +8,7 @@ run), `local_files` (where the user keeps files that no hub serves) and `workers
 import errno
 import gc
 import importlib
+import importlib.metadata
 import inspect
 import os
 import platform
@@ -28,9 +29,9 @@ PARAMS = Path("params.yaml")
 TREE = Path(__file__).resolve().parents[2]
 MAY_ASK_THE_HUB = {"fetch", "base-model"}  # the launcher tells it to these alone, where a parameter names a source there
 HASH_WORDS = {"prepare-mix", "preference-pairs"}  # by datasketch, which imports scipy
-# Objects made between two searches for cycles, none of which then falls into the imports: these leave 800,000 objects, and a search
-# among them takes long. A training leaves some hundred objects in cycles at its start, and none by its updates.
-GARBAGE = 1_000_000
+# Objects made between two searches for cycles, none of which then falls into the imports: these leave 800,000 objects, with vLLM more than
+# a million, and a search among them takes long. A training leaves some hundred objects in cycles at its start, and none by its updates.
+GARBAGE = 3_000_000
 PATIENCE = 3.0  # seconds in which a process that failed for want of another is ended, so that the other's failure is the one told
 RECORD = "stage.json"  # in the scratch folder: what the run measured, for the launcher's timing record
 
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> int:
         die_with_parent(int(os.environ[ranks.STARTER]), by=signal.SIGKILL)
     try:
         stage, paths = _parse(arguments)
-        _hide_unused(stage)
+        _spare_imports(stage)
         _run(stage, paths)
     except InputError as error:
         print(f"{arguments[0] if arguments else 'run_stage'}: {error}", file=sys.stderr)
@@ -77,12 +78,25 @@ def _parse(arguments: list[str]) -> tuple[str, dict[str, Path]]:
     return stage, {section_of(name[2:]): Path(path) for name, path in zip(rest[::2], rest[1::2])}
 
 
-def _hide_unused(stage: str) -> None:
-    """To trl and transformers some packages are not installed: they would import them, and a stage has no use for them."""
+def _spare_imports(stage: str) -> None:
+    """To trl, transformers and vLLM some packages are not installed: they would import them, and a stage has no use for them."""
     sys.modules["wandb"] = None  # half a second; a stage reports to nobody
     sys.modules["sklearn"] = None  # a second where a machine's own Python has it
-    if stage not in HASH_WORDS and os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # on a GPU, vLLM may want it
-        sys.modules["scipy"] = None  # a quarter; no stage trains a detector of objects
+    if stage not in HASH_WORDS:
+        sys.modules["scipy"] = None  # a quarter, by vLLM more than one; no stage trains a detector of objects or listens to sound
+    if stage == "eval":
+        sys.modules["pandas"] = sys.modules["torchao"] = None  # half a second, by vLLM
+    importlib.metadata.packages_distributions = _NamedAlike
+
+
+class _NamedAlike(dict):
+    """Packages by the distributions that have them, as if all were named alike: those that libraries ask for are.
+
+    transformers and trl would look into each distribution there is, which takes them 0.1 s each, or a second where there are many.
+    """
+
+    def __missing__(self, package: str) -> list[str]:
+        return [package]
 
 
 def determinism(tree: Path) -> dict[str, str]:

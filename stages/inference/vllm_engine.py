@@ -18,7 +18,7 @@ from stages.inference.engine import Completion, Sampling, in_order
 SHARE = 0.02  # of the card that vLLM asks to be free when it starts; kv_cache_gib says what it takes
 CONTEXT = 4096  # tokens of a prompt and its answer, where a model has room for more
 BATCHED_TOKENS = 16_384  # of prompts that are computed at once
-SIZES = tuple(2**power for power in range(12))  # of batches with a CUDA graph of their own, which takes 0.2 s to make
+SIZES = (1, 4, 16, 64, 128, 256, 512, 1024, 2048)  # of batches with a CUDA graph of their own, which takes 0.2 s to make
 GIB = 2**30
 SUPPORTED_FROM = (7, 5)  # compute capability: a T4's; CUDA 13 knows none below
 BATCH_INVARIANT_FROM = (9, 0)  # compute capability with kernels whose sums do not follow the batch (Hopper and later)
