@@ -57,7 +57,8 @@ def _forward():
         x = x.to(weight.dtype)
         inner = linear(module.lora_dropout[name](x), module.lora_A[name].weight.to(weight.dtype)) * module.scaling[name]
         outer = module.lora_B[name].weight.to(weight.dtype)
-        inner, outer = (pad(each, (0, -module.r[name] % ALIGNED)) for each in (inner, outer))
+        if missing := -module.r[name] % ALIGNED:
+            inner, outer = pad(inner, (0, missing)), pad(outer, (0, missing))
         return Joined.apply(x, inner, weight, outer, base.bias)
 
     return forward

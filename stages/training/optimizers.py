@@ -1,5 +1,7 @@
 """bitsandbytes' optimisers without a host that the GPU waits for: an adapter has hundreds of tensors, each of which they update alone."""
 
+from itertools import chain
+
 BLOCK = 256  # numbers whose moments in 8 bits have a scale in common
 IN_8_BITS_FROM = 4096  # numbers of a weight: smaller ones have moments in 32 bits
 
@@ -44,14 +46,14 @@ def in_one_piece(optimizer) -> None:
     import torch
 
     groups = [group for group in optimizer.param_groups if group["params"]]
-    sizes = [weight.numel() for group in groups for weight in group["params"]]
-    if any(size % BLOCK or size < IN_8_BITS_FROM for size in sizes):
+    sizes = [[weight.numel() for weight in group["params"]] for group in groups]
+    if any(size % BLOCK or size < IN_8_BITS_FROM for size in chain(*sizes)):
         return
     pieces = []
-    for group in groups:
+    for group, parts in zip(groups, sizes, strict=True):
         weights = group["params"]
         whole = torch.nn.Parameter(torch.cat([weight.data.flatten() for weight in weights]))
-        for weight, part in zip(weights, whole.data.split([weight.numel() for weight in weights]), strict=True):
+        for weight, part in zip(weights, whole.data.split(parts), strict=True):
             weight.data = part.view_as(weight)
         group["params"] = [whole]
         pieces.append((whole, weights))
