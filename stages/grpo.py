@@ -63,7 +63,7 @@ def run(p: Params, *, base: Path, adapter: Path, mix: Path, checkpoints: Path, o
     if by_vllm:
         set_up_vllm(batch_invariant=not p.rollouts.merged)  # the adapter's own kernels add in any order without that mode
     max_length = p.max_prompt + p.max_completion
-    backend = begin(p, max_length, checkpoints, nf4=p.nf4)
+    backend = begin(p, max_length, checkpoints)
     rank = read_json(adapter / "adapter_config.json")["r"]
     packing = _packing(p, base, rank, max_length, checkpoints, beside=by_vllm and not gpus)
     completions = share_of(p.prompts_per_step * p.generations)

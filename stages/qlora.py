@@ -27,7 +27,7 @@ class Params(Optimisation):
 
 def run(p: Params, *, base: Path, mix: Path, checkpoints: Path, out: Path, out_curve: Path) -> None:
     """Writes the best adapter with its tokenizer, and the training curve."""
-    backend = begin(p, p.max_length, checkpoints, nf4=True)
+    backend = begin(p, p.max_length, checkpoints)
     from transformers import EarlyStoppingCallback
     from trl import SFTConfig
 

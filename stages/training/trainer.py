@@ -1,7 +1,6 @@
 """What the trainers of all methods share: arguments in the same words, resuming after a kill, and what is left behind."""
 
 import os
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -47,17 +46,15 @@ class Optimisation(StageParams):
     save_every: int = Field(gt=0)
 
 
-def begin(p: Optimisation, max_length: int, scratch: Path, *, nf4: bool = False):
+def begin(p: Optimisation, max_length: int, scratch: Path):
     """Seeds everything and returns the backend that loads models: Transformers or Unsloth.
 
     To be called before trl is imported, which unsloth rewrites, and before an adapter is drawn, for which trl seeds too
-    late. `max_length` is that of the longest row, in tokens; what a backend compiles goes to `scratch`. nf4: the base will be in 4 bits.
+    late. `max_length` is that of the longest row, in tokens; what a backend compiles goes to `scratch`.
     """
     share_of(p.per_device_batch * p.accumulation)  # before anything is loaded
     if p.packed:  # each batch has a length of its own; torch reads this when a library first looks at the GPU
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    if not (nf4 or p.packed or p.optimizer.endswith("8bit") or p.backend == "unsloth" or ranks.size() > 1):
-        sys.modules["bitsandbytes"] = None  # peft would import it all the same, which takes 0.7 s
     if p.backend == "unsloth":
         if ranks.size() > 1:
             raise InputError("params.yaml: backend: unsloth trains in one process: set run.processes and run.nodes to 1, or use transformers")

@@ -100,6 +100,7 @@ class Workplace:
         self.environment = {
             "PATH": os.environ["PATH"],
             **determinism(ROOT),
+            **({"TORCHDYNAMO_DISABLE": "1"} if profile == "embedded" else {}),  # where no GPU is asked for, as the launcher has it
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         }
         self.set_params({})
