@@ -23,7 +23,8 @@ def packed_logprobs(decoder, head, input_ids, attention_mask, wanted, lenders, l
     computed = there & ~borrowed
     places = _places(computed)
     places = torch.where(borrowed, places[lenders], places)
-    again = _borrowers(borrowed, _places(there), lenders)
+    among_all = _places(there)
+    again = _borrowers(borrowed, among_all, lenders)
     hidden = decoder(
         input_ids=input_ids[computed][None],
         position_ids=positions[computed][None],
@@ -31,7 +32,7 @@ def packed_logprobs(decoder, head, input_ids, attention_mask, wanted, lenders, l
         cu_seq_lens_k=_bounds(there),
         max_length_q=longest,
         max_length_k=longest,
-        lent=(places[there], _places(there)[computed], again[:, computed]) if len(again) else None,
+        lent=(places[there], among_all[computed], again[:, computed]) if len(again) else None,
         use_cache=False,
     ).last_hidden_state[0]
     wanted = wanted & there

@@ -91,7 +91,8 @@ def test_what_is_drawn_follows_from_places_and_not_from_how_many_are_asked_at_on
     tokenizer = load_tokenizer(place / "base", place / "mix/grpo/chat_template.jinja", ends_with="<|im_end|>")
     rows = [row["prompt"] for row in read_rows(place / "mix/grpo/train.jsonl")][:8]
     prompts = [ids for row in rows for ids in 4 * [tokenizer.apply_chat_template(row, add_generation_prompt=True, return_dict=True)["input_ids"]]]
-    engine = VllmRollouts(Rollouts(**UNMERGED), place / "base", precision="bf16", rank=16, max_length=512, requests=32, raw=True, folder=adapter_folder(scratch))
+    engine = VllmRollouts(Rollouts(**UNMERGED), place / "base", precision="bf16", rank=16, max_length=512, requests=32, raw=True,
+                          folder=adapter_folder(scratch))  # fmt: skip
 
     def drawn(first: int, last: int) -> list[list[int]]:
         sampling = {"max_tokens": 100, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
