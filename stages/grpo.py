@@ -132,7 +132,7 @@ def _packing(p: Params, base: Path, rank: int, longest: int, scratch: Path, *, b
     if p.packed is None:
         return None
     engine = engine_bytes(Shape.read(base), p.rollouts, lends=not p.nf4) if beside else 0
-    return PackedRows(p, base, scratch, rank=rank, longest=longest, nf4=p.nf4, beside=engine, by_batch=True)
+    return PackedRows(p, base, scratch, rank=rank, longest=longest, nf4=p.nf4, beside=engine, by_batch=True, whole=True)
 
 
 def _check(p: Params, *, apart: bool) -> None:

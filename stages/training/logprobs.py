@@ -25,6 +25,8 @@ def packed_logprobs(decoder, head, input_ids, attention_mask, wanted, lenders, l
     places = torch.where(borrowed, places[lenders], places)
     among_all = _places(there)
     again = _borrowers(borrowed, among_all, lenders)
+    wanted = wanted & there
+    before, tokens = pad(places[:, :-1], (1, 0))[wanted], input_ids[wanted]  # here, for to count them the host waits for all before
     hidden = decoder(
         input_ids=input_ids[computed][None],
         position_ids=positions[computed][None],
@@ -35,9 +37,7 @@ def packed_logprobs(decoder, head, input_ids, attention_mask, wanted, lenders, l
         lent=(places[there], among_all[computed], again[:, computed]) if len(again) else None,
         use_cache=False,
     ).last_hidden_state[0]
-    wanted = wanted & there
-    before = pad(places[:, :-1], (1, 0))[wanted]
-    logprobs, entropies = _in_pieces().apply(hidden, head, before, input_ids[wanted], temperature, compiled)
+    logprobs, entropies = _in_pieces().apply(hidden, head, before, tokens, temperature, compiled)
     padded = torch.zeros((2, *wanted.shape), device=hidden.device)
     return padded[0].masked_scatter(wanted, logprobs), padded[1].masked_scatter(wanted, entropies)
 

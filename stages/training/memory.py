@@ -118,10 +118,14 @@ class Needs:
         """The logits of a chunk, in 32 bits too, and their gradient."""
         return self.chunk * self.shape.vocab * (2 * self.width + 8)
 
-    def tokens_kept(self, memory_gib: float, *, dequantise: bool) -> float:
-        """How many tokens a micro-batch may have that keeps what its layers computed."""
-        room = USABLE * memory_gib * GIB - self._standing(dequantise=dequantise) - self._loss
-        return room / (self.shape.layers * self.shape.kept * self.width * KEPT_MORE)
+    def layers_kept(self, tokens: int, memory_gib: float, *, dequantise: bool) -> int:
+        """In how many layers a micro-batch of so many tokens can keep what they computed, where it is made anew in the others.
+
+        These come first: of them only the inputs are held, and when their turn comes, what the others kept is gone.
+        """
+        inputs, whole = (self.width * tokens * numbers for numbers in (self.shape.hidden, self.shape.kept * KEPT_MORE))
+        room = USABLE * memory_gib * GIB - self._standing(dequantise=dequantise) - self._loss - self.shape.layers * inputs
+        return int(min(max(room / (whole - inputs), 0), self.shape.layers))
 
     def _standing(self, *, dequantise: bool) -> float:
         """What does not grow with the micro-batch."""

@@ -58,10 +58,13 @@ class Padded:
 class PackedRows:
     """Rows without padding, in micro-batches that a plan made for the memory of this GPU."""
 
-    def __init__(self, p, base: Path, scratch: Path, *, rank: int, longest: int, nf4: bool, beside: float = 0, by_batch: bool = False) -> None:
+    def __init__(
+        self, p, base: Path, scratch: Path, *, rank: int, longest: int, nf4: bool, beside: float = 0, by_batch: bool = False, whole: bool = False
+    ) -> None:
         """p: an Optimisation that has `packed`. longest: tokens of a row; beside: bytes of an engine. What is compiled goes to `scratch`.
 
-        by_batch: rows are seldom as long as they may be; whether layers are recomputed is left to each micro-batch (see `keeps`).
+        by_batch: rows are seldom as long as they may be; which layers are recomputed is left to each micro-batch (see `make_room`).
+        whole: the base is not shared out.
         """
         import torch
 
@@ -73,21 +76,24 @@ class PackedRows:
             raise InputError(f"params.yaml: packed.rows: {p.packed.rows} does not divide the batch of {batch} (per_device_batch x accumulation)")
         memory = p.packed.memory_gib or _memory_gib()
         needs = needs_of(p, base, rank, longest, nf4, beside)
-        self.sharded = not by_batch and is_shared_out(needs, memory)
+        self.sharded = not whole and is_shared_out(needs, memory)
         if self.sharded and p.packed.dequantise:
             raise InputError("params.yaml: packed.dequantise holds the whole base in 16 bits, of which several processes have a share each "
                              "(run.sharded): set it to null")  # fmt: skip
         needs = replace(needs, shares=ranks.size() if self.sharded else 1)
         self.p, self.strict, self.longest = p.packed, p.strict, longest
-        recompute = True if by_batch and p.packed.recompute is None else p.packed.recompute
         dequantise = False if self.sharded else p.packed.dequantise
         rows = p.packed.rows and gcd(p.packed.rows, share_of(batch))
         # A compiled layer that is one graph recomputes within it, else transformers computes the whole layer again.
         one_graph = p.packed.compile and p.precision != "fp32" and torch.cuda.is_available() and _flash() and not (by_batch or self.sharded)
-        given = {"rows": rows, "recompute": recompute, "dequantise": dequantise}
-        self.plan = ranks.told(choose(needs, share_of(batch), memory, **given, attention=one_graph))
+        self.by_batch = by_batch and not self.sharded and p.packed.recompute is None
+        given = {"rows": rows, "recompute": True if self.by_batch else p.packed.recompute, "dequantise": dequantise}
+        plan = choose(needs, share_of(batch), memory, **given, attention=one_graph)
+        self.layers_kept = partial(needs.layers_kept, memory_gib=memory, dequantise=plan.dequantise)
+        if self.by_batch:
+            plan = replace(plan, recompute=self.layers_kept(plan.rows * longest) < needs.shape.layers)
+        self.plan = ranks.told(plan)
         self.within = self.plan.recompute and one_graph
-        self.tokens_kept = needs.tokens_kept(memory, dequantise=self.plan.dequantise)
         self.rows = self.plan.rows
         self.collator = partial(pack, longest=longest)
         self.nf4 = nf4 and not (self.plan.dequantise or self.sharded)
@@ -97,9 +103,14 @@ class PackedRows:
         }
         measures.note(rows=self.plan.rows, recompute=self.plan.recompute, dequantised=self.plan.dequantise, attention_kept=self.plan.attention)
 
-    def keeps(self, tokens: int) -> bool:
-        """Whether a micro-batch of so many tokens fits with all that its layers computed."""
-        return tokens <= self.tokens_kept if self.p.recompute is None else not self.p.recompute
+    def make_room(self, layers, tokens: int) -> None:
+        """Has the first of a decoder's layers recomputed, as many as a micro-batch of so many tokens leaves no room for."""
+        import torch
+
+        if self.by_batch:
+            recomputed = len(layers) - self.layers_kept(tokens)
+            for place, layer in enumerate(layers):
+                layer.gradient_checkpointing = torch.is_grad_enabled() and place < recomputed
 
     def prepare(self, model):
         """The base, before it gets its adapter, with attention by rows and a loss that is made in pieces."""
@@ -165,11 +176,11 @@ def _hold_scales(model) -> None:
 def layout(p, base: Path, scratch: Path, *, nf4: bool = False, answers: int = 1) -> Padded | PackedRows:
     """How the rows of sft, qlora or orpo lie in memory, and the base; to be asked before anything is on the GPU.
 
-    answers: of a row, each as long as max_length with its prompt.
+    answers: of a row, each as long as max_length with its prompt; several seldom are.
     """
     longest = answers * p.max_length
     if p.packed:
-        return PackedRows(p, base, scratch, rank=p.lora.rank, longest=longest, nf4=nf4)
+        return PackedRows(p, base, scratch, rank=p.lora.rank, longest=longest, nf4=nf4, by_batch=answers > 1)
     return Padded(p, sharded=ranks.size() > 1 and is_shared_out(needs_of(p, base, p.lora.rank, longest, nf4), _memory_gib()))
 
 

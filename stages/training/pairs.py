@@ -69,9 +69,10 @@ def pair_trainer():
             pairs = len(ids) // 2
             wanted = torch.cat([mask[:pairs].bool(), answer[pairs:]])
             wanted[:, 0] = False
+            base = adapted.get_base_model()
+            self.packing.make_room(base.get_decoder().layers, int(mask.sum()))
 
             def forward():
-                base = adapted.get_base_model()
                 head = whole(base.get_output_embeddings().weight)
                 logprobs, _ = packed_logprobs(
                     base.get_decoder(), head, ids, mask, wanted, *_beginnings_in_common(ids, mask),

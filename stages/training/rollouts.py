@@ -247,7 +247,7 @@ def rollout_trainer():
             """As trl's, for packed rows without padding.
 
             To weigh what vLLM drew, trl asks for log-probabilities before the update, and in it once more. Where the update is of all
-            completions at once, and the first, they are the same: what the first time computed is kept for the loss.
+            completions at once, and the first, they are the same: what the first time computed is what the loss gets.
             """
             if self.packing is None:
                 return super()._get_per_token_logps_and_entropies(
@@ -258,26 +258,23 @@ def rollout_trainer():
                 self.known = None
                 order = (input_ids[:, None] == before[None]).all(-1).int().argmax(1)  # trl shuffles the rows
                 return *(figure[order] for figure in figures), None
-            keeps = self.packing.keeps(int(attention_mask.sum()))
             once = (
                 self.model.training and not torch.is_grad_enabled() and self.beta == 0
                 and self.num_iterations == self.args.steps_per_generation == 1
-                and all(ranks.everybody(keeps))  # one that computes twice would wait for the others at another place
             )  # fmt: skip
             parts = zip(input_ids.split(batch_size or len(input_ids)), attention_mask.split(batch_size or len(input_ids)), strict=True)
             with torch.set_grad_enabled(torch.is_grad_enabled() or once), self.accelerator.autocast():
-                found = [self._packed(model, *part, logits_to_keep, recompute=not keeps) for part in parts]
+                found = [self._packed(model, *part, logits_to_keep) for part in parts]
                 logprobs, entropies = (torch.cat(each) for each in zip(*found, strict=True))
             if once:
                 self.known = input_ids, logprobs, entropies
                 logprobs = logprobs.detach()
             return logprobs, entropies, None
 
-        def _packed(self, model, input_ids, attention_mask, kept, *, recompute):
+        def _packed(self, model, input_ids, attention_mask, kept):
             adapted = self.accelerator.unwrap_model(model)
             base = adapted.get_base_model()
-            for layer in base.get_decoder().layers:
-                layer.gradient_checkpointing = recompute and torch.is_grad_enabled()
+            self.packing.make_room(base.get_decoder().layers, int(attention_mask.sum()))
 
             def forward():
                 return packed_logprobs(

@@ -88,7 +88,7 @@ def train(name: str, out: Path) -> None:
     changed["per_device_batch"] = 8 // changed.get("accumulation", 1)
     p = section(Path("params.yaml"), values | {"grpo": values["grpo"] | changed}, "grpo", Params)
     scratch = out / f"{name}-{ranks.size()}"
-    packing = PackedRows(p, Path("base"), scratch, rank=16, longest=200, nf4=False, by_batch=True) if p.packed else None
+    packing = PackedRows(p, Path("base"), scratch, rank=16, longest=200, nf4=False, by_batch=True, whole=True) if p.packed else None
     base = Transformers("fp32").load_base(Path("base"))
     model = Transformers("fp32").held_adapter(packing.prepare(base) if packing else base, Path("sft"))
     trainer = rollout_trainer()(

@@ -5,12 +5,14 @@ import csv
 import pytest
 
 from stages.corpus.marks import TURN_END
+from stages.harness.jsonl import read_json
 from stages.harness.params import read_params, section
 from stages.sft import Params
 from stages.training.packing import ATTENTION, Packed, PackedRows, Padded, pack
 from stages.training.trainer import dataset
 from tests.pipeline.conftest import assert_one_sentence
 
+LITTLE_ROOM = {"rows": None, "recompute": None, "dequantise": None, "compile": False, "memory_gib": 1.318}  # two pairs, and one layer keeps its work
 WRITTEN = {"rows": 8, "recompute": False, "dequantise": False, "compile": False, "memory_gib": None}
 
 ROWS = {"rank": 16, "longest": 256, "nf4": False}
@@ -176,21 +178,30 @@ def test_a_layer_is_one_graph_also_where_rows_begin_alike(small, tmp_path, monke
         found.sum().backward()
 
 
-def test_what_the_samplers_correction_computed_is_what_the_loss_gets_of_shuffled_rows(rollouts):
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_what_the_samplers_correction_computed_is_what_the_loss_gets_of_shuffled_rows(rollouts, monkeypatch, kept):
+    """Also where only the last layers keep what they computed, and the others compute it anew, for the gradient alone."""
     import torch
 
-    (_, packed), ids, mask, kept = rollouts
-    fresh, entropies, _ = packed._get_per_token_logps_and_entropies(packed.model, ids, mask, kept)
-    (fresh * ids[:, -kept:].cos()).sum().backward()
+    (_, packed), ids, mask, answers = rollouts
+    fresh, entropies, _ = packed._get_per_token_logps_and_entropies(packed.model, ids, mask, answers)
+    (fresh * ids[:, -answers:].cos()).sum().backward()
     expected = _gradient(packed)
+    monkeypatch.setattr(packed.packing, "by_batch", True)
+    monkeypatch.setattr(packed.packing, "layers_kept", lambda tokens: kept)
+    packed.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    computed = []
+    for place, layer in enumerate(packed.model.get_base_model().get_decoder().layers):
+        layer.self_attn.register_forward_hook(lambda *_, place=place: computed.append(place))
     with torch.no_grad():
-        before, _, _ = packed._get_per_token_logps_and_entropies(packed.model, ids, mask, kept)
+        before, _, _ = packed._get_per_token_logps_and_entropies(packed.model, ids, mask, answers)
     assert not before.requires_grad and torch.equal(before, fresh) and packed.known is not None
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
-    again, their_entropies, _ = packed._get_per_token_logps_and_entropies(packed.model, ids[order], mask[order], kept)
-    assert packed.known is None
+    again, their_entropies, _ = packed._get_per_token_logps_and_entropies(packed.model, ids[order], mask[order], answers)
+    assert packed.known is None and computed == [0, 1]
     assert torch.equal(again, fresh[order]) and torch.equal(their_entropies, entropies[order])
-    (again * ids[order][:, -kept:].cos()).sum().backward()
+    (again * ids[order][:, -answers:].cos()).sum().backward()
+    assert computed == [0, 1, *{0: (1, 0), 1: (0,), 2: ()}[kept]]
     gradient = _gradient(packed)
     assert (gradient - expected).norm() < 1e-6 * expected.norm()
 
@@ -226,12 +237,15 @@ def test_packed_orpo_is_padded_orpo_whatever_is_computed_at_once(small):
     curves = []
     for name, changes in (("padded", {"orpo.per_device_batch": 2, "orpo.accumulation": 4}),
                           ("packed", {"orpo.per_device_batch": 2, "orpo.accumulation": 4, "orpo.packed": WRITTEN}),
-                          ("again", {"orpo.per_device_batch": 2, "orpo.accumulation": 4, "orpo.packed": {**WRITTEN, "rows": 4, "recompute": True}})):  # fmt: skip
+                          ("again", {"orpo.per_device_batch": 2, "orpo.accumulation": 4, "orpo.packed": {**WRITTEN, "rows": 4, "recompute": True}}),
+                          ("by-room", {"orpo.per_device_batch": 2, "orpo.accumulation": 4, "orpo.packed": LITTLE_ROOM})):  # fmt: skip
         small.set_params(changes)
         small.do("orpo", base="base", pairs="pairs", out=f"{name}-orpo", out_curve=f"{name}-orpo.csv")
         with (small / f"{name}-orpo.csv").open() as file:
             curves.append(list(csv.DictReader(file)))
     small.set_params({})
+    record = read_json(small / f"scratch-{small.runs}/stage.json")
+    assert (record["rows"], record["recompute"]) == (2, True)
     for packed in curves[1:]:
         assert len(packed) == len(curves[0]) == 8
         for name in ("loss", "grad_norm", "nll_loss", "log_odds_chosen", "rewards.margins", "logps.chosen"):

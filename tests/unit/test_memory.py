@@ -56,6 +56,14 @@ def test_attention_takes_no_room_where_nothing_is_recomputed(needs):
     assert choose(needs, 8, 139, **FREE, attention=True).attention == 0
 
 
+@pytest.mark.parametrize(("rows", "layers"), [(4, 40), (12, 40), (16, 31), (32, 14), (64, 6), (200, 0)])
+def test_the_last_layers_keep_what_they_computed_as_far_as_there_is_room(needs, rows, layers):
+    """Beside an engine, as in grpo: a batch of few tokens keeps all, a larger one what fits."""
+    needs, room = replace(needs, nf4=False, rank=16, beside=24 * GIB), USABLE * 139 * GIB
+    assert needs.layers_kept(rows * needs.longest, 139, dequantise=False) == layers
+    assert (layers == 40) == (needs.bytes(Plan(rows, recompute=False, dequantise=False)) <= room)
+
+
 def test_what_is_given_is_kept(needs):
     assert choose(needs, 8, 139, **{**FREE, "rows": 2, "dequantise": False}) == Plan(2, recompute=False, dequantise=False)
     assert choose(needs, 8, 1, rows=8, recompute=False, dequantise=False) == Plan(8, recompute=False, dequantise=False)
