@@ -99,18 +99,23 @@ class PackedRows:
         self.nf4 = nf4 and not (self.plan.dequantise or self.sharded)
         self.arguments = {
             **micro_batches(batch, self.plan.rows),
-            "gradient_checkpointing": self.plan.recompute and not self.within,
+            "gradient_checkpointing": self.plan.recompute and not (self.within or self.by_batch),
         }
         measures.note(rows=self.plan.rows, recompute=self.plan.recompute, dequantised=self.plan.dequantise, attention_kept=self.plan.attention)
 
     def make_room(self, layers, tokens: int) -> None:
-        """Has the first of a decoder's layers recomputed, as many as a micro-batch of so many tokens leaves no room for."""
+        """Has the first of a decoder's layers recomputed, as many as a micro-batch of so many tokens leaves no room for.
+
+        To be called before each forward pass: what a trainer set in between is set anew.
+        """
         import torch
+        from torch.utils.checkpoint import checkpoint
 
         if self.by_batch:
             recomputed = len(layers) - self.layers_kept(tokens)
             for place, layer in enumerate(layers):
                 layer.gradient_checkpointing = torch.is_grad_enabled() and place < recomputed
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def prepare(self, model):
         """The base, before it gets its adapter, with attention by rows and a loss that is made in pieces."""

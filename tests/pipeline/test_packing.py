@@ -182,6 +182,7 @@ def test_a_layer_is_one_graph_also_where_rows_begin_alike(small, tmp_path, monke
 def test_what_the_samplers_correction_computed_is_what_the_loss_gets_of_shuffled_rows(rollouts, monkeypatch, kept):
     """Also where only the last layers keep what they computed, and the others compute it anew, for the gradient alone."""
     import torch
+    from trl.models.utils import disable_gradient_checkpointing
 
     (_, packed), ids, mask, answers = rollouts
     fresh, entropies, _ = packed._get_per_token_logps_and_entropies(packed.model, ids, mask, answers)
@@ -189,11 +190,10 @@ def test_what_the_samplers_correction_computed_is_what_the_loss_gets_of_shuffled
     expected = _gradient(packed)
     monkeypatch.setattr(packed.packing, "by_batch", True)
     monkeypatch.setattr(packed.packing, "layers_kept", lambda tokens: kept)
-    packed.model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
     computed = []
     for place, layer in enumerate(packed.model.get_base_model().get_decoder().layers):
         layer.self_attn.register_forward_hook(lambda *_, place=place: computed.append(place))
-    with torch.no_grad():
+    with torch.no_grad(), disable_gradient_checkpointing(packed.model):  # as trl asks
         before, _, _ = packed._get_per_token_logps_and_entropies(packed.model, ids, mask, answers)
     assert not before.requires_grad and torch.equal(before, fresh) and packed.known is not None
     order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
