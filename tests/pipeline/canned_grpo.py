@@ -20,6 +20,7 @@ PACKED = {"rows": None, "recompute": None, "dequantise": None, "compile": False,
 VARIANTS = {  # name -> changes of grpo's section, over 8 completions an update
     "padded": {"accumulation": 2},
     "packed": {"packed": PACKED},  # log-probabilities are computed once, for correction and loss
+    "little-room": {"packed": {**PACKED, "memory_gib": 1.316}},  # as `packed`, where layers are recomputed
     "kl": {"beta": 0.1, "loss": "grpo", "updates_per_batch": 2, "accumulation": 2},
     "apart": {"packed": PACKED},  # as `packed`, by two engines in processes of their own; only where several train
 }
@@ -88,7 +89,8 @@ def train(name: str, out: Path) -> None:
     changed["per_device_batch"] = 8 // changed.get("accumulation", 1)
     p = section(Path("params.yaml"), values | {"grpo": values["grpo"] | changed}, "grpo", Params)
     scratch = out / f"{name}-{ranks.size()}"
-    packing = PackedRows(p, Path("base"), scratch, rank=16, longest=200, nf4=False, by_batch=True, whole=True) if p.packed else None
+    packing = PackedRows(p, Path("base"), scratch, rank=16, longest=96, nf4=False, by_batch=True, whole=True) if p.packed else None
+    assert packing is None or packing.plan.recompute == (name == "little-room")
     base = Transformers("fp32").load_base(Path("base"))
     model = Transformers("fp32").held_adapter(packing.prepare(base) if packing else base, Path("sft"))
     trainer = rollout_trainer()(
