@@ -84,15 +84,16 @@ class PackedRows:
         self.p, self.strict, self.longest = p.packed, p.strict, longest
         dequantise = False if self.sharded else p.packed.dequantise
         rows = p.packed.rows and gcd(p.packed.rows, share_of(batch))
-        # A compiled layer that is one graph recomputes within it, else transformers computes the whole layer again.
-        one_graph = p.packed.compile and p.precision != "fp32" and torch.cuda.is_available() and _flash() and not (by_batch or self.sharded)
-        self.by_batch = by_batch and not self.sharded and p.packed.recompute is None
-        given = {"rows": rows, "recompute": True if self.by_batch else p.packed.recompute, "dequantise": dequantise}
+        by_batch = by_batch and not self.sharded and p.packed.recompute is None
+        # A compiled layer that is one graph recomputes within it, else the whole layer is computed again from outside.
+        one_graph = p.packed.compile and p.precision != "fp32" and torch.cuda.is_available() and _flash() and not (by_batch or whole or self.sharded)
+        given = {"rows": rows, "recompute": True if by_batch else p.packed.recompute, "dequantise": dequantise}
         plan = choose(needs, share_of(batch), memory, **given, attention=one_graph)
         self.layers_kept = partial(needs.layers_kept, memory_gib=memory, dequantise=plan.dequantise)
-        if self.by_batch:
+        if by_batch:
             plan = replace(plan, recompute=self.layers_kept(plan.rows * longest) < needs.shape.layers)
         self.plan = ranks.told(plan)
+        self.by_batch = by_batch and self.plan.recompute
         self.within = self.plan.recompute and one_graph
         self.rows = self.plan.rows
         self.collator = partial(pack, longest=longest)
@@ -103,19 +104,21 @@ class PackedRows:
         }
         measures.note(rows=self.plan.rows, recompute=self.plan.recompute, dequantised=self.plan.dequantise, attention_kept=self.plan.attention)
 
-    def make_room(self, layers, tokens: int) -> None:
-        """Has the first of a decoder's layers recomputed, as many as a micro-batch of so many tokens leaves no room for.
+    def make_room(self, decoder, attention_mask) -> None:
+        """Has the first layers recomputed, as many as the tokens of a micro-batch leave no room for; attention_mask: 0 where there is none.
 
         To be called before each forward pass: what a trainer set in between is set anew.
         """
         import torch
         from torch.utils.checkpoint import checkpoint
 
-        if self.by_batch:
-            recomputed = len(layers) - self.layers_kept(tokens)
-            for place, layer in enumerate(layers):
-                layer.gradient_checkpointing = torch.is_grad_enabled() and place < recomputed
-                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        if not self.by_batch:
+            return
+        again = partial(checkpoint, use_reentrant=False)
+        recomputed = len(decoder.layers) - self.layers_kept(int(attention_mask.sum()))
+        for place, layer in enumerate(decoder.layers):
+            layer.gradient_checkpointing = torch.is_grad_enabled() and place < recomputed
+            layer._gradient_checkpointing_func = again
 
     def prepare(self, model):
         """The base, before it gets its adapter, with attention by rows and a loss that is made in pieces."""

@@ -70,7 +70,7 @@ def pair_trainer():
             wanted = torch.cat([mask[:pairs].bool(), answer[pairs:]])
             wanted[:, 0] = False
             base = adapted.get_base_model()
-            self.packing.make_room(base.get_decoder().layers, int(mask.sum()))
+            self.packing.make_room(base.get_decoder(), mask)
 
             def forward():
                 head = whole(base.get_output_embeddings().weight)

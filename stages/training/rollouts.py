@@ -274,7 +274,7 @@ def rollout_trainer():
         def _packed(self, model, input_ids, attention_mask, kept):
             adapted = self.accelerator.unwrap_model(model)
             base = adapted.get_base_model()
-            self.packing.make_room(base.get_decoder().layers, int(attention_mask.sum()))
+            self.packing.make_room(base.get_decoder(), attention_mask)
 
             def forward():
                 return packed_logprobs(

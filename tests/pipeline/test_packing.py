@@ -12,8 +12,9 @@ from stages.training.packing import ATTENTION, Packed, PackedRows, Padded, pack
 from stages.training.trainer import dataset
 from tests.pipeline.conftest import assert_one_sentence
 
-LITTLE_ROOM = {"rows": None, "recompute": None, "dequantise": None, "compile": False, "memory_gib": 1.318}  # two pairs, and one layer keeps its work
 WRITTEN = {"rows": 8, "recompute": False, "dequantise": False, "compile": False, "memory_gib": None}
+PLANNED = {**WRITTEN, "rows": None, "recompute": None}
+LITTLE_ROOM = {**PLANNED, "memory_gib": 1.318}  # two pairs, and one layer keeps its work
 
 ROWS = {"rank": 16, "longest": 256, "nf4": False}
 
@@ -218,7 +219,7 @@ def _gradient(trainer):
 
 def test_packed_grpo_goes_as_padded_grpo(small):
     rows = []
-    for name, packed in (("padded-grpo", None), ("packed-grpo", {**WRITTEN, "rows": None, "recompute": None})):
+    for name, packed in (("padded-grpo", None), ("packed-grpo", PLANNED)):
         small.set_params({"grpo.packed": packed})
         small.do("grpo", base="base", adapter="sft", mix="mix", out=name, out_curve=f"{name}.csv")
         with (small / f"{name}.csv").open() as file:
