@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean as mean
@@ -39,6 +40,7 @@ def set_up_vllm(*, batch_invariant: bool = True) -> None:
     """
     import torch
 
+    sys.modules["humming"] = None  # products of weights in few bits, which a process beside this one would compile, whoever needs them
     if not torch.cuda.is_available():
         raise InputError("params.yaml: the engine vllm needs a CUDA GPU and there is none: use transformers")
     if (capability := torch.cuda.get_device_capability()) < SUPPORTED_FROM:
