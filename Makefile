@@ -5,7 +5,7 @@ bin = .venv/bin
 .PHONY: repro test images gsm8k-local clean
 
 repro: .venv
-	@started=$$(date +%s); $(bin)/dvc repro && echo "the graph took $$(($$(date +%s) - started)) s"
+	@started=$$(date +%s); $(bin)/mathmind repro && echo "the graph took $$(($$(date +%s) - started)) s"
 	$(bin)/mathmind report
 
 test: .venv

@@ -94,6 +94,23 @@ def seeds(n: int, json: bool, stages: tuple[str, ...]) -> None:
 
 
 @main.command()
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="stages at a time; default: one a GPU, on CPUs two")
+def repro(jobs: int | None) -> None:
+    """Brings the graph up to date, several stages at a time.
+
+    As `dvc repro` does, to the same bytes, but stages that do not need each other run side by side. Exits with 1 where a stage
+    has failed; what was running beside it has come to its end.
+
+    \b
+    mathmind repro -j 4
+    """
+    from stages.host.repro import at_once, reproduce
+
+    if failures := reproduce(jobs or at_once()):
+        raise click.ClickException("\n".join(failures))
+
+
+@main.command()
 @click.option("-j", "--jobs", type=click.IntRange(min=1), help="experiments at a time; default: one a GPU, on CPUs one")
 def queue(jobs: int | None) -> None:
     """Works off the queued experiments and ends when none is left.

@@ -1,6 +1,7 @@
 """What ran, where and how long: results/timing/<stage>.json, apart from every out."""
 
 import hashlib
+import os
 import platform
 import re
 import shutil
@@ -41,6 +42,7 @@ def write_timing(
         "level": "bitwise",
         **measured,
         "engine": settings.engine,
+        "cores": len(os.sched_getaffinity(0)),  # that it could run on
         "image": image,
         "image_id": image_id,
         "recipe": recipe(tree, image),

@@ -329,9 +329,11 @@ def test_a_killed_launcher_leaves_no_process_and_no_half_written_out(clone, numb
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("shell", ["dash", "bash"])  # one stands between dvc and the launcher, the other gives way
-def test_a_killed_dvc_leaves_no_process_and_no_half_written_out(clone, shell, number):
+@pytest.mark.parametrize("program", ["dvc", "stages"])  # `mathmind repro` has workers between
+def test_a_killed_dvc_leaves_no_process_and_no_half_written_out(clone, program, shell, number):
+    only(clone, "fetch")
     change(clone, fetch__sources__pretraining__rows=60000)
-    command = [sys.executable, "-m", "dvc", "repro", "fetch"]
+    command = [sys.executable, "-m", program, "repro"]
     started = subprocess.Popen(command, cwd=clone, env=environment(SHELL=shutil.which(shell)), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not list((clone / ".dvc/tmp/mathmind/fetch").glob("*/outs/data/raw/*")) and started.poll() is None:
         time.sleep(0.01)

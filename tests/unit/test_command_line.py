@@ -85,7 +85,7 @@ def test_every_command_explains_what_it_takes(name):
             assert argument.make_metavar(click.Context(command)).strip("[].") in text
 
 
-NO_DATA = {"queue", "serve", "join", "plots-page", "report"}  # servers of a kind, a stage, and what writes pages under names that are always the same
+NO_DATA = {"queue", "repro", "serve", "join", "plots-page", "report"}  # servers of a kind, stages, and what writes pages under names that are always the same
 
 
 @pytest.mark.parametrize("name", sorted(set(main.commands) - NO_DATA))
@@ -95,7 +95,7 @@ def test_every_command_that_says_something_says_it_as_json_too(name):
 
 @pytest.mark.parametrize("line", [
     "audit nothing", "chat grpo Why?", "chat nothing", "doctor", "doctor nothing", "explain", "explain nothing", "explain --check nothing",
-    "pin", "pin nothing", "publish grpo", "publish grpo --to you/name", "publish grpo --to you/name --card card.md", "report",
+    "pin", "pin nothing", "publish grpo", "publish grpo --to you/name", "publish grpo --to you/name --card card.md", "report", "repro",
     "score --predictions nothing --gold nothing", "seeds --n 1 grpo", "seeds --n 2 nothing", "serve grpo", "serve grpo --port many",
     "teach", "teach --limit 0", "verify --stages nothing", "nothing", "--nothing",
 ])  # fmt: skip
