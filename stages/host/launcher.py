@@ -64,7 +64,8 @@ def _launch(arguments: list[str]) -> int:
 
     graph = read_graph(tree, values)
     stage = _stage_of(arguments, graph)
-    entries = lock_stages(tree)
+    with dvc_at_rest(tree):
+        entries = lock_stages(tree)
     hold_inputs_to_the_lock(tree, stage, graph, entries)
     key = working_key(tree, stage, values, entries)
     main_tree = Path(os.environ.get("DVC_ROOT") or tree)
@@ -238,6 +239,18 @@ def _is_adopted(pid: int) -> bool:
 def _parent_of(pid: int) -> int:
     """By what follows a process's name in its state: its condition, its parent, ..."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@contextmanager
+def dvc_at_rest(tree: Path) -> Iterator[None]:
+    """Until it ends no DVC writes dvc.lock, which it does in place: another may just have ended a stage beside this one."""
+    path = tree / ".dvc/tmp/lock"  # DVC's own, which it holds except while a stage runs
+    if not path.exists():
+        yield
+        return
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 @contextmanager

@@ -60,8 +60,8 @@ def reproduce(jobs: int) -> list[str]:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name, share = running.pop(future)
                 shares.append(share)
-                if failure := _failure(future):
-                    failures.append(f"{name}: {failure}")
+                if failure := _failure(name, future):
+                    failures.append(failure)
                     continue
                 del needs[name]
                 for others in needs.values():
@@ -108,11 +108,11 @@ def _longest_ways(needs: dict[str, set[str]]) -> dict[str, float]:
     return {name: way(name) for name in needs}
 
 
-def _failure(future: Future[str | None]) -> str | None:
+def _failure(name: str, future: Future[str | None]) -> str | None:
     try:
         return future.result()
     except BrokenProcessPool:
-        return "a worker was killed, perhaps for want of memory: run again, with fewer --jobs"
+        return f"{name}: a worker was killed, perhaps for want of memory: run again, with fewer --jobs"
 
 
 def _begin(starter: int) -> None:

@@ -1,5 +1,6 @@
 """docker/run with its native engine, in a clone: whole outs or none, records apart, and every fault in one sentence."""
 
+import fcntl
 import json
 import os
 import re
@@ -271,6 +272,19 @@ def test_a_missing_file_says_where_to_put_it(clone):
     (clone / "data/local/mine.jsonl").unlink()
     done = launch(clone)
     assert done.returncode == 2 and "mine.jsonl is missing: put the file of source test there" in done.stderr
+
+
+def test_dvc_s_lock_is_not_read_while_another_dvc_writes_it(clone):
+    whole = (clone / "dvc.lock").read_bytes()
+    (clone / ".dvc/tmp").mkdir(exist_ok=True)
+    with (clone / ".dvc/tmp/lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        (clone / "dvc.lock").write_bytes(whole[: len(whole) // 2] + b'"')
+        started = subprocess.Popen(FETCH, cwd=clone, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        time.sleep(2)
+        assert started.poll() is None
+        (clone / "dvc.lock").write_bytes(whole)
+    assert started.wait() == 0, started.stderr.read()
 
 
 def test_a_missing_input_names_the_file_and_the_command(clone):

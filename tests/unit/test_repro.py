@@ -93,7 +93,7 @@ def test_after_a_failure_what_runs_comes_to_its_end_and_nothing_more_is_started(
     both = {name: MEET.format(me=name, other=other) for name, other in (("left", "right"), ("right", "left"))}
     folder = graph(left=both["left"] + "sleep 1; ", right=both["right"] + "exit 3; ")
     (failure,) = reproduce(2)
-    assert failure.startswith("right: failed to reproduce 'right': failed to run: ") and failure.endswith("exited with 3")
+    assert failure.startswith("failed to reproduce 'right': failed to run: ") and failure.endswith("exited with 3")
     assert ran(folder) == ["first", "left"]
     graph(left=both["left"] + "sleep 1; ")
     assert reproduce(2) == [] and ran(folder) == ["right", "last"]
