@@ -2,12 +2,12 @@
 
     python benchmarks/chaos.py --kills 100 --json benchmarks/chaos.json
 
-A round is a fresh clone of HEAD with an empty cache. `dvc repro` starts; after a time drawn by chance (log-uniform, so that most
-are short and some outlast most stages) SIGINT, SIGTERM or SIGKILL goes to dvc, to dvc's process group (as a terminal's Ctrl-C does),
-to the launcher or to the stage; everything must end; `dvc repro` starts again. (DVC itself ignores a SIGINT that meets it alone
-while a stage runs, and the run must go on as if there had been none.) Once it ends well, dvc.lock, metrics.json and every other
-committed result must be as committed, byte for byte, no process may be left, nothing below the scratch folder, and no half-moved
-out. Rounds follow until so many kills are done, and the last round runs to its end.
+A round is a fresh clone of HEAD with an empty cache. `dvc repro` starts, or with --side-by-side `mathmind repro`; after a time drawn
+by chance (log-uniform, so that most are short and some outlast most stages) SIGINT, SIGTERM or SIGKILL goes to it, to its process
+group (as a terminal's Ctrl-C does), to a launcher or to a stage; everything must end; it starts again. (DVC itself ignores a SIGINT
+that meets it alone while a stage runs, and the run must go on as if there had been none.) Once it ends well, dvc.lock, metrics.json
+and every other committed result must be as committed, byte for byte, no process may be left, nothing below the scratch folder, and no
+half-moved out. Rounds follow until so many kills are done, and the last round runs to its end.
 """
 
 import argparse
@@ -38,7 +38,7 @@ RESULTS = ("dvc.lock", "metrics.json", "results/metrics", "results/comparison.js
 TARGETS = {"dvc": None, "dvc's group": None, "launcher": "stages.host.launcher", "stage": "stages.harness.run_stage"}
 SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
 SHORTEST, LONGEST = 0.5, 60.0  # seconds between a start and a kill; two stages take 80, and go on from their checkpoints
-PATIENCE = 30.0  # seconds in which everything must have ended after a kill
+PATIENCE = 240.0  # seconds in which everything must have ended after a kill; a stage beside one that was killed comes to its end
 
 
 @dataclass
@@ -57,8 +57,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side-by-side", action="store_true", help="start `mathmind repro`, which has several stages run at a time")
     parser.add_argument("--json", type=lambda text: Path(text).absolute())
     chosen = parser.parse_args()
+    command = [sys.executable, "-m", "stages", "repro"] if chosen.side_by_side else [*DVC, "repro"]
     draw, kills, fixes, faults = random.Random(chosen.seed), [], [], []
     started = time.monotonic()
     while len(kills) < chosen.kills:
@@ -67,7 +69,7 @@ def main() -> None:
             clone = Path(folder) / "clone"
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
             (clone / "metrics.json").unlink()  # or DVC would leave compare out, where all that it reads came out as committed
-            while not run(clone, number, draw, chosen.kills - len(kills), kills, fixes):
+            while not run(clone, command, number, draw, chosen.kills - len(kills), kills, fixes):
                 pass
             faults += [f"round {number}: {fault}" for fault in left_behind(clone)]
             print(f"round {number}: done after {len(kills)} kills, {len(faults)} faults so far", flush=True)
@@ -86,13 +88,13 @@ def main() -> None:
     sys.exit(1 if figures["faults"] else 0)
 
 
-def run(clone: Path, number: int, draw: random.Random, left: int, kills: list[Kill], fixes: list[str]) -> bool:
-    """One `dvc repro`, killed after a while if any kills are left; whether it ended well. Adds its kills, and what had to be mended."""
+def run(clone: Path, command: list[str], number: int, draw: random.Random, left: int, kills: list[Kill], fixes: list[str]) -> bool:
+    """One start of the graph, killed after a while if any kills are left; whether it ended well. Adds its kills, and what had to be mended."""
     log = clone.parent / "dvc.log"
     environment = {**os.environ, "MATHMIND_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
     with log.open("w") as file:
         dvc = subprocess.Popen(
-            [*DVC, "repro"], cwd=clone, env=environment, stdout=file, stderr=file, process_group=0, preexec_fn=heed_ctrl_c
+            command, cwd=clone, env=environment, stdout=file, stderr=file, process_group=0, preexec_fn=heed_ctrl_c
         )
     while True:
         after = math.exp(draw.uniform(math.log(SHORTEST), math.log(LONGEST))) if left else None

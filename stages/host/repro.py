@@ -8,11 +8,13 @@ On CPUs a worker keeps to its share of the cores, for the threads of two stages 
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from stages.harness.errors import InputError
@@ -37,7 +39,7 @@ def at_once() -> int:
 def reproduce(jobs: int) -> list[str]:
     """Brings the graph of the current folder up to date, `jobs` stages at a time; returns a sentence of each stage that failed.
 
-    After a failure nothing more is started. What runs then comes to its end, and so it does after a KeyboardInterrupt, which is raised.
+    After a failure nothing more is started, and what runs comes to its end. A KeyboardInterrupt ends what runs, and is raised.
     """
     needs = _to_do()
     if not needs:
@@ -46,7 +48,7 @@ def reproduce(jobs: int) -> list[str]:
     shares = _shares(jobs)
     failures: list[str] = []
     running: dict[Future[str | None], tuple[str, set[int]]] = {}
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, [os.getpid()]) as workers:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, [os.getpid()]) as workers, _ended_by_ctrl_c():
         while True:
             begun = {name for name, _ in running.values()}
             ready = sorted((name for name in needs if not needs[name] and name not in begun), key=ways.__getitem__, reverse=True)
@@ -66,6 +68,17 @@ def reproduce(jobs: int) -> list[str]:
                 del needs[name]
                 for others in needs.values():
                     others.discard(name)
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Ends the workers at a KeyboardInterrupt, and with them their stages: a terminal tells those too, `kill -INT` does not."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for worker in active_children():
+            worker.terminate()
+        raise
 
 
 def _shares(jobs: int) -> list[set[int]]:
@@ -118,7 +131,7 @@ def _failure(name: str, future: Future[str | None]) -> str | None:
 def _begin(starter: int) -> None:
     """What a worker does first. Its stages see no terminal, on which their bars would write over each other."""
     die_with_parent(starter)
-    signal.signal(signal.SIGINT, lambda *_: None)  # a terminal's Ctrl-C ends the stage, and with it the work
+    signal.signal(signal.SIGINT, lambda *_: None)  # the first process ends it
     for number in (1, 2):
         through = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=number, process_group=0)
         os.dup2(through.stdin.fileno(), number)

@@ -112,8 +112,8 @@ def test_without_a_graph_it_is_one_sentence(tmp_path, monkeypatch):
         reproduce(2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_what_started_them(graph, number):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)])
+def test_workers_end_with_what_started_them(graph, number, status):
     folder = graph(left="touch begun; sleep 60; ")
     started = subprocess.Popen([sys.executable, "-m", "stages", "repro"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
     while not (folder / "begun").exists():
@@ -121,7 +121,7 @@ def test_workers_end_with_what_started_them(graph, number):
         time.sleep(0.02)
     workers = [child for child in psutil.Process(started.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     started.send_signal(number)
-    assert started.wait() == -number
+    assert started.wait(timeout=20) == status
     assert len(workers) == 2 and not psutil.wait_procs(workers, timeout=5)[1]
 
 
