@@ -147,7 +147,7 @@ def _bring(name: str, cores: set[int]) -> str | None:
         with Repo(_wait_for_lock=True) as repo:
             repo.scm_context.quiet = True  # what to add to git it would say after each stage
             repo.reproduce(name, single_item=True)
-    except DvcException as error:
+    except (DvcException, OSError) as error:  # the latter from a full disk
         return _said(error)
     return None
 
