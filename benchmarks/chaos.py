@@ -38,7 +38,8 @@ RESULTS = ("dvc.lock", "metrics.json", "results/metrics", "results/comparison.js
 TARGETS = {"dvc": None, "dvc's group": None, "launcher": "stages.host.launcher", "stage": "stages.harness.run_stage"}
 SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
 SHORTEST, LONGEST = 0.5, 60.0  # seconds between a start and a kill; two stages take 80, and go on from their checkpoints
-PATIENCE = 240.0  # seconds in which everything must have ended after a kill; a stage beside one that was killed comes to its end
+PATIENCE = 30.0  # seconds in which everything must have ended after a kill
+BESIDE = 240.0  # the same where stages run side by side: one beside another that was killed comes to its end
 
 
 @dataclass
@@ -60,7 +61,6 @@ def main() -> None:
     parser.add_argument("--side-by-side", action="store_true", help="start `mathmind repro`, which has several stages run at a time")
     parser.add_argument("--json", type=lambda text: Path(text).absolute())
     chosen = parser.parse_args()
-    command = [sys.executable, "-m", "stages", "repro"] if chosen.side_by_side else [*DVC, "repro"]
     draw, kills, fixes, faults = random.Random(chosen.seed), [], [], []
     started = time.monotonic()
     while len(kills) < chosen.kills:
@@ -69,7 +69,7 @@ def main() -> None:
             clone = Path(folder) / "clone"
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
             (clone / "metrics.json").unlink()  # or DVC would leave compare out, where all that it reads came out as committed
-            while not run(clone, command, number, draw, chosen.kills - len(kills), kills, fixes):
+            while not run(clone, chosen.side_by_side, number, draw, chosen.kills - len(kills), kills, fixes):
                 pass
             faults += [f"round {number}: {fault}" for fault in left_behind(clone)]
             print(f"round {number}: done after {len(kills)} kills, {len(faults)} faults so far", flush=True)
@@ -88,13 +88,14 @@ def main() -> None:
     sys.exit(1 if figures["faults"] else 0)
 
 
-def run(clone: Path, command: list[str], number: int, draw: random.Random, left: int, kills: list[Kill], fixes: list[str]) -> bool:
+def run(clone: Path, side_by_side: bool, number: int, draw: random.Random, left: int, kills: list[Kill], fixes: list[str]) -> bool:
     """One start of the graph, killed after a while if any kills are left; whether it ended well. Adds its kills, and what had to be mended."""
+    program, patience = ((sys.executable, "-m", "stages"), BESIDE) if side_by_side else (DVC, PATIENCE)
     log = clone.parent / "dvc.log"
     environment = {**os.environ, "MATHMIND_PYTHON": sys.executable, "DVC_NO_ANALYTICS": "1"}
     with log.open("w") as file:
         dvc = subprocess.Popen(
-            command, cwd=clone, env=environment, stdout=file, stderr=file, process_group=0, preexec_fn=heed_ctrl_c
+            [*program, "repro"], cwd=clone, env=environment, stdout=file, stderr=file, process_group=0, preexec_fn=heed_ctrl_c
         )
     while True:
         after = math.exp(draw.uniform(math.log(SHORTEST), math.log(LONGEST))) if left else None
@@ -112,11 +113,11 @@ def run(clone: Path, command: list[str], number: int, draw: random.Random, left:
         ignored = name == "dvc" and signal_name == "SIGINT" and ignores_interrupts(dvc)
         send = os.killpg if name == "dvc's group" else os.kill
         send(chosen.pid if chosen else dvc.pid, getattr(signal, signal_name))
-        kills.append(Kill(number, round(after, 2), signal_name, name, stage, None if ignored else await_end(dvc, family)))
+        kills.append(Kill(number, round(after, 2), signal_name, name, stage, None if ignored else await_end(dvc, family, patience)))
         left -= 1
         if not ignored:
             if math.isnan(kills[-1].ended):
-                sys.exit(f"after {PATIENCE:.0f} s not all had ended: {kills[-1]}: {[command_of(process) for process in family]}")
+                sys.exit(f"after {patience:.0f} s not all had ended: {kills[-1]}: {[command_of(process) for process in family]}")
             return False
     if status:  # nobody killed this one: it refused to go on from what the last kill left
         refused = f"dvc repro ended with {status} after {kills[-1:]}: {log.read_text()[-500:]}"
@@ -153,10 +154,10 @@ def command_of(process: psutil.Process) -> list[str]:
         return []
 
 
-def await_end(dvc: subprocess.Popen, family: list[psutil.Process]) -> float:
+def await_end(dvc: subprocess.Popen, family: list[psutil.Process], patience: float) -> float:
     """Seconds until dvc and all that it had started are gone, or NaN."""
     started = time.monotonic()
-    while time.monotonic() - started < PATIENCE:
+    while time.monotonic() - started < patience:
         if dvc.poll() is not None and not any(process.is_running() for process in family):
             return round(time.monotonic() - started, 2)
         time.sleep(0.02)

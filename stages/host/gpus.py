@@ -33,6 +33,11 @@ def seen_gpus(count: int, drivers: Iterable[str] | None = None) -> list[str]:
     return seen
 
 
+def times_seen(count: int) -> int:
+    """How often so many GPUs go into those that are seen. Raises InputError where fewer are."""
+    return len(seen_gpus(count)) // count
+
+
 @contextmanager
 def free_gpus(locks: Path, count: int) -> Iterator[list[str]]:
     """The first `count` free ones, held until the block ends; waits for them, and never holds some while it waits for more.

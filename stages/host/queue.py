@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from stages.harness.params import Run, read_params, section
-from stages.host.gpus import seen_gpus
+from stages.host.gpus import times_seen
 from stages.host.graph import DVC
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class _Told(Exception):
 def at_once(folder: Path) -> int:
     """How many experiments can run side by side: as often as the profile's GPUs go into those that are seen; on CPUs one."""
     settings = section(Path("params.yaml"), read_params(folder / "params.yaml"), "run", Run)
-    return max(1, len(seen_gpus(settings.gpus)) // settings.gpus) if settings.gpus else 1
+    return times_seen(settings.gpus) if settings.gpus else 1
 
 
 def work_off(folder: Path, jobs: int) -> list[str]:

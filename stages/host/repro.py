@@ -20,7 +20,7 @@ from pathlib import Path
 from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params, section
 from stages.harness.processes import die_with_parent
-from stages.host.gpus import seen_gpus
+from stages.host.gpus import times_seen
 from stages.host.provenance import read_timing
 
 AT_ONCE = 2  # stages on CPUs, unless more are asked for: each takes memory as if it ran alone
@@ -31,7 +31,7 @@ def at_once() -> int:
     """How many stages run side by side unless told: as often as the profile's GPUs go into those that are seen; on CPUs two."""
     settings = _settings()
     if settings.gpus:
-        return max(1, len(seen_gpus(settings.gpus)) // settings.gpus)
+        return times_seen(settings.gpus)
     cores = len(os.sched_getaffinity(0))
     return max(1, min(AT_ONCE, cores if settings.engine == "native" else cores // THREADS))
 
@@ -44,18 +44,19 @@ def reproduce(jobs: int) -> list[str]:
     needs = _to_do()
     if not needs:
         print("Data and pipelines are up to date.")
+        return []
     ways = _longest_ways(needs)
     shares = _shares(jobs)
     failures: list[str] = []
     running: dict[Future[str | None], tuple[str, set[int]]] = {}
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, [os.getpid()]) as workers, _ended_by_ctrl_c():
         while True:
-            begun = {name for name, _ in running.values()}
-            ready = sorted((name for name in needs if not needs[name] and name not in begun), key=ways.__getitem__, reverse=True)
+            ready = sorted((name for name in needs if not needs[name]), key=ways.__getitem__, reverse=True)
             if not failures:
                 for name in ready[: len(shares)]:
                     alone = not running and len(ready) == 1  # and nothing is ready before it has ended
                     share = shares.pop()
+                    del needs[name]
                     running[workers.submit(_bring, name, os.sched_getaffinity(0) if alone else share)] = name, share
             if not running:
                 return failures
@@ -65,7 +66,6 @@ def reproduce(jobs: int) -> list[str]:
                 if failure := _failure(name, future):
                     failures.append(failure)
                     continue
-                del needs[name]
                 for others in needs.values():
                     others.discard(name)
 

@@ -18,7 +18,9 @@ from stages.host.repro import at_once, reproduce
 from tests.imports import ROOT
 
 MEET = "touch {me}.here; until [ -f {other}.here ]; do sleep 0.02; done; "  # runs only beside the other
+ENDLESS = "touch begun; sleep 60; "
 RAN = "echo {name} >> ran; cp {name}.in {name}.out; "
+TOGETHER = {me: MEET.format(me=me, other=other) for me, other in (("left", "right"), ("right", "left"))}
 NEEDS = {"first": (), "left": ("first",), "right": ("first",), "last": ("left", "right")}
 
 
@@ -50,8 +52,18 @@ def ran(folder: Path) -> list[str]:
     return names
 
 
+def begun(folder: Path) -> subprocess.Popen:
+    """`mathmind repro`, in a process group of its own, once the endless stage runs."""
+    command, environment = [sys.executable, "-m", "stages", "repro"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = subprocess.Popen(command, cwd=folder, env=environment, process_group=0)
+    while not (folder / "begun").exists():
+        assert started.poll() is None
+        time.sleep(0.02)
+    return started
+
+
 def test_stages_that_do_not_need_each_other_run_side_by_side_and_only_what_changed_runs_again(graph, capfd):
-    folder = graph(left=MEET.format(me="left", other="right"), right=MEET.format(me="right", other="left"))
+    folder = graph(**TOGETHER)
     assert reproduce(2) == []
     names = ran(folder)
     assert (names[0], {*names[1:3]}, names[3:]) == ("first", {"left", "right"}, ["last"])
@@ -79,9 +91,7 @@ def test_the_longest_way_to_the_end_comes_first(graph):
 
 
 def test_a_stage_alone_has_all_cores_and_one_of_two_its_share(graph):
-    count = "nproc > {name}.cores; "
-    folder = graph(**{name: MEET.format(me=name, other=other) + count.format(name=name) for name, other in (("left", "right"), ("right", "left"))},
-                   first=count.format(name="first"), last=count.format(name="last"))  # fmt: skip
+    folder = graph(**{name: TOGETHER.get(name, "") + f"nproc > {name}.cores; " for name in NEEDS})
     assert reproduce(2) == []
     here = len(os.sched_getaffinity(0))
     cores = {name: int((folder / f"{name}.cores").read_text()) for name in NEEDS}
@@ -90,12 +100,11 @@ def test_a_stage_alone_has_all_cores_and_one_of_two_its_share(graph):
 
 
 def test_after_a_failure_what_runs_comes_to_its_end_and_nothing_more_is_started(graph):
-    both = {name: MEET.format(me=name, other=other) for name, other in (("left", "right"), ("right", "left"))}
-    folder = graph(left=both["left"] + "sleep 1; ", right=both["right"] + "exit 3; ")
+    folder = graph(left=TOGETHER["left"] + "sleep 1; ", right=TOGETHER["right"] + "exit 3; ")
     (failure,) = reproduce(2)
     assert failure.startswith("failed to reproduce 'right': failed to run: ") and failure.endswith("exited with 3")
     assert ran(folder) == ["first", "left"]
-    graph(left=both["left"] + "sleep 1; ")
+    graph(left=TOGETHER["left"] + "sleep 1; ")
     assert reproduce(2) == [] and ran(folder) == ["right", "last"]
 
 
@@ -114,11 +123,7 @@ def test_without_a_graph_it_is_one_sentence(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)])
 def test_workers_end_with_what_started_them(graph, number, status):
-    folder = graph(left="touch begun; sleep 60; ")
-    started = subprocess.Popen([sys.executable, "-m", "stages", "repro"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    while not (folder / "begun").exists():
-        assert started.poll() is None
-        time.sleep(0.02)
+    started = begun(graph(left=ENDLESS))
     workers = [child for child in psutil.Process(started.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     started.send_signal(number)
     assert started.wait(timeout=20) == status
@@ -126,12 +131,8 @@ def test_workers_end_with_what_started_them(graph, number, status):
 
 
 def test_a_ctrl_c_ends_the_stages_and_then_the_command(graph):
-    folder = graph(left="touch begun; sleep 60; ")
-    started = subprocess.Popen([sys.executable, "-m", "stages", "repro"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                               start_new_session=True)  # fmt: skip
-    while not (folder / "begun").exists():
-        assert started.poll() is None
-        time.sleep(0.02)
+    folder = graph(left=ENDLESS)
+    started = begun(folder)
     os.killpg(started.pid, signal.SIGINT)
     assert started.wait(timeout=20) == 1
     assert "left" not in ran(folder) and not (folder / "left.out").exists()
