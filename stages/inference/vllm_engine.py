@@ -23,6 +23,8 @@ SIZES = (1, 4, 16, 64, 128, 256, 512, 1024, 2048)  # of batches with a CUDA grap
 GIB = 2**30
 SUPPORTED_FROM = (7, 5)  # compute capability: a T4's; CUDA 13 knows none below
 BATCH_INVARIANT_FROM = (9, 0)  # compute capability with kernels whose sums do not follow the batch (Hopper and later)
+HOPPER = 9  # the generation (major compute capability) that our own attention was measured on
+PLAIN_ATTENTION = {"Qwen2ForCausalLM", "LlamaForCausalLM"}  # a softmax over all tokens before, and nothing else
 
 
 class Vllm(StageParams):
@@ -61,6 +63,7 @@ def start_vllm(folder: Path, p: Vllm, *, requests: int, **settings: Any):
     _norm_in_one_order()
     _multiply_by_cublas()
     _try_plain_sampling()
+    settings = _attention(folder) | settings
     gc.freeze()  # vLLM looks for garbage some eight times as it starts, each time among all that was imported: 0.6 s
     if p.cuda_graphs:
         # Without Inductor, whose kernels gain nothing inside CUDA graphs and are chosen by the clock.
@@ -86,6 +89,25 @@ def _inspect_here(folder: Path) -> None:
     for name in read_json(folder / "config.json")["architectures"]:
         if name in ModelRegistry.models:
             ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+
+
+def _attention(folder: Path) -> dict[str, Any]:
+    """What vLLM is told of attention: nothing, or to take stages/inference/decode_attention.py where model and GPU are what it is for."""
+    import torch
+
+    config = read_json(folder / "config.json")
+    heads = config["num_attention_heads"]
+    size = config.get("head_dim") or config["hidden_size"] // heads
+    plain = set(config["architectures"]) <= PLAIN_ATTENTION and not config.get("use_sliding_window")
+    keys_for_each_head = config.get("num_key_value_heads", heads) == heads and size.bit_count() == 1
+    if not (plain and keys_for_each_head and torch.cuda.get_device_capability()[0] == HOPPER):
+        return {}
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    from stages.inference.decode_attention import DecodeAttention
+
+    register_backend(AttentionBackendEnum.CUSTOM)(DecodeAttention)
+    return {"attention_config": {"backend": AttentionBackendEnum.CUSTOM}}
 
 
 def _norm_in_one_order() -> None:

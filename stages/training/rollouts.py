@@ -122,8 +122,9 @@ class VllmRollouts:
         request = self._bring(model, step)
         asked = [
             SamplingParams(
-                seed=_seed(seed, step, first + place), stop_token_ids=[stop], ignore_eos=True, logprobs=0, detokenize=False, **sampling
-            )
+                seed=_seed(seed, step, first + place), stop_token_ids=[stop], ignore_eos=True, detokenize=False,
+                logprobs=0, flat_logprobs=True, **sampling,
+            )  # fmt: skip
             for place in range(len(prompts))
         ]
         outputs = self.llm.generate(
@@ -133,12 +134,7 @@ class VllmRollouts:
             lora_request=request,
         )
         drawn = [output.outputs[0] for output in outputs]
-        ids = [list(output.token_ids) for output in drawn]
-        logprobs = [
-            [position[token].logprob for token, position in zip(output.token_ids, output.logprobs, strict=True)]
-            for output in drawn
-        ]
-        return ids, logprobs
+        return [list(output.token_ids) for output in drawn], [list(output.logprobs.logprobs) for output in drawn]
 
     def _bring(self, model, step: int):
         """The adapter as it stands into the engine; returns what to ask for it with, if anything."""

@@ -47,6 +47,18 @@ def test_an_answer_does_not_depend_on_its_batch(vllm, greedy, prompts):
     assert vllm.generate(prompts, GREEDY) == greedy
 
 
+def test_cuda_graphs_change_no_answer(place):
+    """Their batches are filled up to the next size that has a graph."""
+    made = []
+    for graphs in (False, True):
+        place.set_params({"eval.engine": "vllm", "eval.batch_size": 300, "eval.vllm.cuda_graphs": graphs})
+        outs = {"out_metrics": f"graphs-{graphs}/metrics.json", "out_predictions": f"graphs-{graphs}/predictions.jsonl"}
+        place.do("eval", model="merged", mix="mix", **outs)
+        made.append((place / outs["out_predictions"]).read_bytes())
+    place.set_params({})
+    assert made[0] == made[1]
+
+
 def test_samples_differ_from_each_other_and_come_again(vllm, prompts):
     sampling = Sampling(max_new_tokens=96, temperature=1.0, seed=3)
     repeated = [prompt for prompt in prompts[:50] for _ in range(8)]
