@@ -2,7 +2,8 @@
 
     python benchmarks/gpu_host.py OUT VOCABULARY [--only graph again any-kernel ...]
 
-graph: `scratch-gpu` rebuilt by `dvc repro` in a clone, with an empty cache. again: some of its stages a second time, and whether the
+graph: `scratch-gpu` rebuilt by `dvc repro` in a clone, with an empty cache; or by `mathmind repro` (--side-by-side), as many stages at a
+time as there are GPUs. again: some of its stages a second time, and whether the
 lock says that their bytes are the same. any-kernel: its trainings with `strict` off, which says what strict kernels cost. tests:
 `pytest -m gpu`. report-...: those profiles' trainings at their model's real shape (report_shape.py, which says what VOCABULARY is).
 
@@ -49,26 +50,28 @@ def main() -> None:
     parser.add_argument("out", type=lambda text: Path(text).absolute())
     parser.add_argument("vocabulary", type=lambda text: Path(text).absolute())
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--side-by-side", action="store_true", help="the graph by mathmind repro")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
+    parts = PARTS | {"graph": partial(graph, side_by_side=chosen.side_by_side)}
     for name in PARTS:
         if name in chosen.only:
             try:
-                rows = PARTS[name](chosen.out, chosen.vocabulary)
+                rows = parts[name](chosen.out, chosen.vocabulary)
             except subprocess.CalledProcessError as error:  # the other parts can still show theirs
                 rows = {name: {"end": f"failed: {' '.join(map(str, error.cmd[1:4]))} ended with {error.returncode}"}}
             (chosen.out / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
             show(chosen.out)
 
 
-def graph(out: Path, vocabulary: Path) -> dict[str, dict]:
+def graph(out: Path, vocabulary: Path, *, side_by_side: bool = False) -> dict[str, dict]:
     clone = out / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     shutil.copy(clone / "params" / "scratch-gpu.yaml", clone / "params.yaml")
     for path in (clone / "dvc.lock", clone / "metrics.json", *(clone / "results").iterdir()):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     started = time.monotonic()
-    dvc(clone, "repro")
+    subprocess.run([sys.executable, "-m", "stages", "repro"] if side_by_side else [*DVC, "repro"], cwd=clone, check=True)
     whole = {"seconds": round(time.monotonic() - started, 1)}
     subprocess.run([sys.executable, "-m", "stages", "report"], cwd=clone, check=True)
     keep(clone, out / "scratch-gpu")
