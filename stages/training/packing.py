@@ -104,10 +104,11 @@ class PackedRows:
         }
         measures.note(rows=self.plan.rows, recompute=self.plan.recompute, dequantised=self.plan.dequantise, attention_kept=self.plan.attention)
 
-    def make_room(self, decoder, attention_mask) -> None:
-        """Has the first layers recomputed, as many as the tokens of a micro-batch leave no room for; attention_mask: 0 where there is none.
+    def make_room(self, decoder, attention_mask, lent) -> None:
+        """Has the first layers recomputed, as many as the tokens of a micro-batch leave no room for.
 
-        To be called before each forward pass: what a trainer set in between is set anew.
+        attention_mask, (rows, length): 0 where there is no token; lent, (rows,): how many of each row's are another one's, computed
+        there. To be called before each forward pass: what a trainer set in between is set anew.
         """
         import torch
         from torch.utils.checkpoint import checkpoint
@@ -115,7 +116,7 @@ class PackedRows:
         if not self.by_batch:
             return
         again = partial(checkpoint, use_reentrant=False)
-        recomputed = len(decoder.layers) - self.layers_kept(int(attention_mask.sum()))
+        recomputed = len(decoder.layers) - self.layers_kept(int(attention_mask.sum() - lent.sum()))
         for place, layer in enumerate(decoder.layers):
             layer.gradient_checkpointing = torch.is_grad_enabled() and place < recomputed
             layer._gradient_checkpointing_func = again

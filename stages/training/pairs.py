@@ -70,12 +70,13 @@ def pair_trainer():
             wanted = torch.cat([mask[:pairs].bool(), answer[pairs:]])
             wanted[:, 0] = False
             base = adapted.get_base_model()
-            self.packing.make_room(base.get_decoder(), mask)
+            lenders, lent = _beginnings_in_common(ids, mask)
+            self.packing.make_room(base.get_decoder(), mask, lent)
 
             def forward():
                 head = whole(base.get_output_embeddings().weight)
                 logprobs, _ = packed_logprobs(
-                    base.get_decoder(), head, ids, mask, wanted, *_beginnings_in_common(ids, mask),
+                    base.get_decoder(), head, ids, mask, wanted, lenders, lent,
                     temperature=1.0, longest=self.packing.longest, compiled=self.packing.p.compile,
                 )  # fmt: skip
                 return logprobs

@@ -270,7 +270,8 @@ def rollout_trainer():
         def _packed(self, model, input_ids, attention_mask, kept):
             adapted = self.accelerator.unwrap_model(model)
             base = adapted.get_base_model()
-            self.packing.make_room(base.get_decoder(), attention_mask)
+            lenders, lent = _prompts_in_common(input_ids[:, :-kept], attention_mask)
+            self.packing.make_room(base.get_decoder(), attention_mask, lent)
 
             def forward():
                 return packed_logprobs(
@@ -279,7 +280,8 @@ def rollout_trainer():
                     input_ids,
                     attention_mask,
                     torch.arange(input_ids.shape[1], device=input_ids.device) >= input_ids.shape[1] - kept,
-                    *_prompts_in_common(input_ids[:, :-kept], attention_mask),
+                    lenders,
+                    lent,
                     temperature=self.temperature,
                     longest=self.packing.longest,
                     compiled=self.packing.p.compile,

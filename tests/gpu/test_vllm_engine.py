@@ -8,7 +8,7 @@ import pytest
 from stages.corpus.chat_format import render
 from stages.harness.jsonl import read_rows
 from stages.inference.engine import Sampling
-from stages.inference.vllm_engine import Vllm, VllmEngine
+from stages.inference.vllm_engine import HOPPER, Vllm, VllmEngine
 
 pytestmark = pytest.mark.gpu
 GREEDY = Sampling(max_new_tokens=96)
@@ -27,6 +27,13 @@ def prompts(place, vllm):
 @pytest.fixture(scope="module")
 def greedy(vllm, prompts):
     return vllm.generate(prompts, GREEDY)
+
+
+def test_answers_grow_by_our_own_attention_on_hopper(vllm):
+    import torch
+
+    backend = vllm.llm.llm_engine.vllm_config.attention_config.backend
+    assert (backend is not None and backend.name == "CUSTOM") == (torch.cuda.get_device_capability()[0] == HOPPER)
 
 
 def test_the_same_answers_come_from_both_engines(place, greedy, prompts):

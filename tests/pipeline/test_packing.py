@@ -135,12 +135,14 @@ def rollouts(small, tmp_path_factory):
 
 
 @pytest.mark.parametrize("groups", [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 0, 4, 4, 4, 4], [0, 1, 0, 1, 1, 5, 0, 5]])
-def test_completions_without_padding_have_trls_log_probabilities_entropies_and_gradients(rollouts, groups):
-    """Also where those of a group have one prompt, which is computed once."""
+def test_completions_without_padding_have_trls_log_probabilities_entropies_and_gradients(rollouts, groups, monkeypatch):
+    """Also where those of a group have one prompt, which is computed once, and room is made for once."""
     (padded, packed), ids, mask, kept = rollouts
     ids, mask = ids.clone(), mask.clone()
     ids[:, :-kept], mask[:, :-kept] = ids[groups, :-kept], mask[groups, :-kept]
-    computed = []
+    computed, planned = [], []
+    monkeypatch.setattr(packed.packing, "by_batch", True)
+    monkeypatch.setattr(packed.packing, "layers_kept", lambda tokens: planned.append(tokens) or 2)
     packed.model.get_base_model().get_decoder().embed_tokens.register_forward_hook(lambda _, __, out: computed.append(out.shape[1]))
     found = []
     for trainer in (padded, packed):
@@ -152,7 +154,7 @@ def test_completions_without_padding_have_trls_log_probabilities_entropies_and_g
     for ours, theirs in zip(found[1], found[0], strict=True):
         assert (ours - theirs).norm() < 1e-5 * theirs.norm()
     prompts = mask[:, :-kept].sum(1).tolist()
-    assert computed[-1] == mask.sum() - sum(prompts[row] for row, first in enumerate(groups) if first != row)
+    assert [computed[-1]] == planned == [mask.sum() - sum(prompts[row] for row, first in enumerate(groups) if first != row)]
 
 
 def test_a_layer_is_one_graph_also_where_rows_begin_alike(small, tmp_path, monkeypatch):
