@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -55,7 +56,9 @@ def ran(folder: Path) -> list[str]:
 def begun(folder: Path) -> subprocess.Popen:
     """`mathmind repro`, in a process group of its own, once the endless stage runs."""
     command, environment = [sys.executable, "-m", "stages", "repro"], {**os.environ, "PYTHONPATH": str(ROOT)}
-    started = subprocess.Popen(command, cwd=folder, env=environment, process_group=0)
+    # These tests may have been started in the background of a script, where SIGINT is ignored, and so would it be here.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    started = subprocess.Popen(command, cwd=folder, env=environment, process_group=0, preexec_fn=heard)
     while not (folder / "begun").exists():
         assert started.poll() is None
         time.sleep(0.02)
