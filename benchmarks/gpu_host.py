@@ -3,9 +3,9 @@
     python benchmarks/gpu_host.py OUT VOCABULARY [--only graph again any-kernel ...]
 
 graph: `scratch-gpu` rebuilt by `dvc repro` in a clone, with an empty cache; or by `mathmind repro` (--side-by-side), as many stages at a
-time as there are GPUs. again: some of its stages a second time, and whether the
-lock says that their bytes are the same. any-kernel: its trainings with `strict` off, which says what strict kernels cost. tests:
-`pytest -m gpu`. report-...: those profiles' trainings at their model's real shape (report_shape.py, which says what VOCABULARY is).
+time as there are GPUs. again: some of its stages a second time, and whether the lock says that their bytes are the same. any-kernel: its
+trainings with `strict` off, which says what strict kernels cost. tests: `pytest -m gpu`. report-...: those profiles' trainings at their
+model's real shape (report_shape.py, which says what VOCABULARY is).
 
 OUT gets the clone, the graph's results (scratch-gpu/) and a file a part; the table is of all parts that have one. Parts that need no
 clone can run beside others on a second GPU (CUDA_VISIBLE_DEVICES), with the same OUT; report-t4's want theirs for themselves.

@@ -129,17 +129,12 @@ def write_params(chosen, backend: str, sources: dict) -> dict:
 def make_base(size: dict, shrink: bool) -> None:
     """base/: a Qwen2 of this size with random weights in 16 bits, embeddings untied as in Qwen1.5-4B, and its tokenizer."""
     import torch
-    from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
     size = size | (SHRUNK if shrink else {})
     tokenizer = PreTrainedTokenizerFast(tokenizer_file="tokenizer/tokenizer.json", eos_token="<|endoftext|>", pad_token=PAD)
     tokenizer.save_pretrained("base")
-    config = Qwen2Config(
-        vocab_size=151_936, hidden_size=size["hidden"], num_hidden_layers=size["layers"], num_attention_heads=size["heads"],
-        num_key_value_heads=size["kv_heads"], intermediate_size=size["ffn"], max_position_embeddings=size["positions"],
-        rope_parameters={"rope_type": "default", "rope_theta": size["rope_theta"]}, initializer_range=size["init_std"],
-        tie_word_embeddings=False, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    config = shape_config(size, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
@@ -149,6 +144,18 @@ def make_base(size: dict, shrink: bool) -> None:
     model.save_pretrained("base")
     del model
     torch.cuda.empty_cache()  # the stages need the card
+
+
+def shape_config(size: dict, **tokens):
+    """Of a Qwen2 of this size, embeddings untied as in Qwen1.5-4B; with these of its special tokens."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        architectures=["Qwen2ForCausalLM"], vocab_size=151_936, hidden_size=size["hidden"], num_hidden_layers=size["layers"],
+        num_attention_heads=size["heads"], num_key_value_heads=size["kv_heads"], intermediate_size=size["ffn"],
+        max_position_embeddings=size["positions"], rope_parameters={"rope_type": "default", "rope_theta": size["rope_theta"]},
+        initializer_range=size["init_std"], tie_word_embeddings=False, bos_token_id=None, **tokens,
+    )  # fmt: skip
 
 
 def run_alone(

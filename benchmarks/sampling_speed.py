@@ -18,17 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from prepare_mix import ROOT
+from report_shape import shape_config
 
-from stages.harness.run_stage import determinism  # noqa: E402
+from stages.harness.params import read_params
+from stages.harness.run_stage import determinism
 
-SHAPE = {
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 2560, "intermediate_size": 6912, "num_hidden_layers": 40,
-    "num_attention_heads": 20, "num_key_value_heads": 20, "vocab_size": 151_936, "max_position_embeddings": 4096, "rope_theta": 5e6,
-    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "rms_norm_eps": 1e-6, "hidden_act": "silu", "eos_token_id": 151_643,
-    "bos_token_id": 151_643,
-}  # fmt: skip
 KINDS = {  # of kernels, by a part of their names, the first that fits
     "attention, the cache's new entries": ("flash", "attention", "attend"),
     "products": ("nvjet", "gemm", "splitK", "cutlass"),
@@ -36,6 +31,7 @@ KINDS = {  # of kernels, by a part of their names, the first that fits
     "sampling": ("min_p", "softmax", "ranks", "gumbel", "ArgMax"),
 }
 STEPS = 100  # under the profiler
+END = 151_643  # <|endoftext|>, at which no completion here ends
 
 
 def main() -> None:
@@ -55,7 +51,7 @@ def main() -> None:
     import torch
 
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(SHAPE))
+        shape_config(read_params(ROOT / "params/report-h200.yaml")["base_model"]["architecture"], eos_token_id=END).save_pretrained(folder)
         llm = start_vllm(
             Path(folder), Vllm(kv_cache_gib=asked.cache_gib, cuda_graphs=True), requests=max(asked.completions), max_model_len=1024,
             max_num_batched_tokens=16_384, logprobs_mode="raw_logprobs", generation_config="vllm", dtype="bfloat16", load_format="dummy",
@@ -82,10 +78,8 @@ def sample(llm, count: int, tokens: int, greedy: bool) -> tuple[float, list[list
     each = 1 if greedy else 4  # completions of a prompt
     prompts = [[draw.randrange(1000, 100_000) for _ in range(draw.randrange(80, 160))] for _ in range(-(-count // each))]
     how = {"temperature": 0.0} if greedy else {"temperature": 1.0, "min_p": 0.1, "logprobs": 0, "flat_logprobs": True}
-    params = [
-        SamplingParams(max_tokens=tokens, ignore_eos=True, detokenize=False, **how, **({} if greedy else {"seed": place}))
-        for place in range(count)
-    ]
+    seeds = [None] * count if greedy else range(count)
+    params = [SamplingParams(max_tokens=tokens, ignore_eos=True, detokenize=False, seed=seed, **how) for seed in seeds]
     llm.reset_prefix_cache()
     begun = time.perf_counter()
     outputs = llm.generate([{"prompt_token_ids": prompts[place // each]} for place in range(count)], params, use_tqdm=False)
