@@ -54,8 +54,8 @@ def ran(folder: Path) -> list[str]:
 
 
 def begun(folder: Path) -> subprocess.Popen:
-    """`mathmind repro`, in a process group of its own, once the endless stage runs."""
-    command, environment = [sys.executable, "-m", "stages", "repro"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    """`mathmind repro` by two, in a process group of its own, once the endless stage runs."""
+    command, environment = [sys.executable, "-m", "stages", "repro", "--jobs", "2"], {**os.environ, "PYTHONPATH": str(ROOT)}
     # These tests may have been started in the background of a script, where SIGINT is ignored, and so would it be here.
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     started = subprocess.Popen(command, cwd=folder, env=environment, process_group=0, preexec_fn=heard)
@@ -93,7 +93,16 @@ def test_the_longest_way_to_the_end_comes_first(graph):
     assert reproduce(1) == [] and ran(folder) == ["c", "b", "d", "a"]
 
 
-def test_a_stage_alone_has_all_cores_and_one_of_two_its_share(graph):
+@pytest.fixture
+def all_cores():
+    """This machine's, where tests that run side by side have each their share."""
+    share = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count()))
+    yield
+    os.sched_setaffinity(0, share)
+
+
+def test_a_stage_alone_has_all_cores_and_one_of_two_its_share(graph, all_cores):
     folder = graph(**{name: TOGETHER.get(name, "") + f"nproc > {name}.cores; " for name in NEEDS})
     assert reproduce(2) == []
     here = len(os.sched_getaffinity(0))
@@ -141,10 +150,9 @@ def test_a_ctrl_c_ends_the_stages_and_then_the_command(graph):
     assert "left" not in ran(folder) and not (folder / "left.out").exists()
 
 
-@pytest.mark.parametrize(("engine", "cores", "stages"), [("native", 1, 1), ("native", 2, 2), ("native", 8, 2), ("docker", 2, 1), ("docker", 4, 2)])
-def test_on_cpus_two_run_at_once_where_there_are_cores_for_them(tmp_path, monkeypatch, engine, cores, stages):
-    text = (ROOT / "params/embedded.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(text.replace("  engine: native", f"  engine: {engine}"))
+@pytest.mark.parametrize(("cores", "stages"), [(1, 1), (2, 2), (8, 2)])
+def test_on_cpus_two_run_at_once_where_there_are_cores_for_them(tmp_path, monkeypatch, cores, stages):
+    shutil.copy(ROOT / "params/embedded.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     assert at_once() == stages
