@@ -223,7 +223,7 @@ class Container:
             options += ["--env", f"{name}={value}"]
         for name in job.hub_environment():
             options += ["--env", name]  # the engine's client reads the value from its own environment
-        return [self.client, "run", *options, self.image_id, *job.command("python")]
+        return [self.client, "run", *options, self.image_id, *self._share(), *job.command("python")]
 
     def environment(self) -> dict[str, str]:
         return dict(os.environ)  # the client's; none of it reaches the container
@@ -263,6 +263,11 @@ class Container:
         if self.job.of_several_machines:
             return ["--network", "host"]
         return [] if self.job.asks_hub else ["--network", "none"]
+
+    def _share(self) -> list[str]:
+        """Keeps the stage to the cores that this process has, where those are not all: docker's service starts it, which has them all."""
+        cores = os.sched_getaffinity(0)
+        return [] if len(cores) == os.cpu_count() else ["taskset", "--cpu-list", ",".join(map(str, sorted(cores)))]
 
     def _memory(self) -> list[str]:
         if not (limit := self.job.settings.memory):

@@ -24,16 +24,12 @@ from stages.host.gpus import times_seen
 from stages.host.provenance import read_timing
 
 AT_ONCE = 2  # stages on CPUs, unless more are asked for: each takes memory as if it ran alone
-THREADS = 2  # of a stage in a container, whose cores are not its worker's to choose
 
 
 def at_once() -> int:
     """How many stages run side by side unless told: as often as the profile's GPUs go into those that are seen; on CPUs two."""
-    settings = _settings()
-    if settings.gpus:
-        return times_seen(settings.gpus)
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(AT_ONCE, cores if settings.engine == "native" else cores // THREADS))
+    gpus = _settings().gpus
+    return times_seen(gpus) if gpus else min(AT_ONCE, len(os.sched_getaffinity(0)))
 
 
 def reproduce(jobs: int) -> list[str]:
@@ -83,8 +79,8 @@ def _ended_by_ctrl_c() -> Iterator[None]:
 
 def _shares(jobs: int) -> list[set[int]]:
     """The cores of each worker, the most last: all, unless stages on CPUs would share them."""
-    settings, cores = _settings(), sorted(os.sched_getaffinity(0))
-    if settings.engine != "native" or settings.gpus:
+    cores = sorted(os.sched_getaffinity(0))
+    if _settings().gpus:
         return jobs * [{*cores}]
     bounds = [place * len(cores) // jobs for place in range(jobs + 1)]
     return [{*cores[first:last]} or {*cores} for first, last in pairwise(bounds)]

@@ -96,6 +96,13 @@ def test_a_stage_that_writes_elsewhere_fails_and_nothing_has_changed(contained, 
     assert not (contained.parent / "outside").exists()
 
 
+def test_a_stage_keeps_to_the_cores_that_its_launcher_has(contained, engine):
+    misbehave(contained, "import os\nprint('on', os.sched_getaffinity(0))")
+    core = max(os.sched_getaffinity(0))
+    done = launch(contained, ["taskset", "--cpu-list", str(core), *FETCH])
+    assert done.returncode == 0 and f"on {{{core}}}\n" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_stage_reaches_no_server_not_even_this_machines(contained, engine):
     server = socket.create_server(("0.0.0.0", 0))
     reached = []
