@@ -2,9 +2,11 @@
 
 import os
 
+from stages.host.repro import shares_of_cores
+
 
 def pytest_configure(config):
     """Keeps each of several workers to its share: on the same cores, the threads of two tests' stages would wait for each other."""
     if worker := getattr(config, "workerinput", None):
-        number, count, cores = int(worker["workerid"].removeprefix("gw")), worker["workercount"], sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[number * len(cores) // count : (number + 1) * len(cores) // count] or cores)
+        number = int(worker["workerid"].removeprefix("gw"))
+        os.sched_setaffinity(0, shares_of_cores(worker["workercount"])[number])

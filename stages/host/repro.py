@@ -28,7 +28,7 @@ AT_ONCE = 2  # stages on CPUs, unless more are asked for: each takes memory as i
 
 def at_once() -> int:
     """How many stages run side by side unless told: as often as the profile's GPUs go into those that are seen; on CPUs two."""
-    gpus = _settings().gpus
+    gpus = _gpus()
     return times_seen(gpus) if gpus else min(AT_ONCE, len(os.sched_getaffinity(0)))
 
 
@@ -42,7 +42,7 @@ def reproduce(jobs: int) -> list[str]:
         print("Data and pipelines are up to date.")
         return []
     ways = _longest_ways(needs)
-    shares = _shares(jobs)
+    shares = jobs * [os.sched_getaffinity(0)] if _gpus() else shares_of_cores(jobs)
     failures: list[str] = []
     running: dict[Future[str | None], tuple[str, set[int]]] = {}
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, [os.getpid()]) as workers, _ended_by_ctrl_c():
@@ -77,17 +77,15 @@ def _ended_by_ctrl_c() -> Iterator[None]:
         raise
 
 
-def _shares(jobs: int) -> list[set[int]]:
-    """The cores of each worker, the most last: all, unless stages on CPUs would share them."""
+def shares_of_cores(count: int) -> list[set[int]]:
+    """This process's cores in so many shares, the most last; all of them for a share that would have none."""
     cores = sorted(os.sched_getaffinity(0))
-    if _settings().gpus:
-        return jobs * [{*cores}]
-    bounds = [place * len(cores) // jobs for place in range(jobs + 1)]
+    bounds = [place * len(cores) // count for place in range(count + 1)]
     return [{*cores[first:last]} or {*cores} for first, last in pairwise(bounds)]
 
 
-def _settings() -> Run:
-    return section(Path("params.yaml"), read_params(Path("params.yaml")), "run", Run)
+def _gpus() -> int:
+    return section(Path("params.yaml"), read_params(Path("params.yaml")), "run", Run).gpus
 
 
 def _to_do() -> dict[str, set[str]]:

@@ -102,6 +102,10 @@ def launch(folder, command=FETCH, **more):
     return subprocess.run(command, cwd=folder, env=environment(**more), capture_output=True, text=True)
 
 
+def mathmind(folder, *arguments, **more):
+    return launch(folder, [sys.executable, "-B", "-m", "stages", *arguments], **more)
+
+
 def dvc(folder, *arguments, **more):
     """Runs dvc to its end. What it says goes through files: a pipe would be held open by the workers that a queue starts."""
     command = [sys.executable, "-m", "dvc", *arguments]
