@@ -2,7 +2,7 @@
 
 DVC brings one stage after another up to date. Here each of some workers has DVC do so with a single one, of those whose
 inputs are made; the one with the longest way to the end comes first, by the seconds that results/timing/ has of the last runs.
-On CPUs a worker keeps to its share of the cores, for the threads of two stages would wait for each other on the same ones.
+A worker keeps to its share of the cores, for the threads of two stages would wait for each other on the same ones.
 """
 
 import os
@@ -28,7 +28,7 @@ AT_ONCE = 2  # stages on CPUs, unless more are asked for: each takes memory as i
 
 def at_once() -> int:
     """How many stages run side by side unless told: as often as the profile's GPUs go into those that are seen; on CPUs two."""
-    gpus = _gpus()
+    gpus = section(Path("params.yaml"), read_params(Path("params.yaml")), "run", Run).gpus
     return times_seen(gpus) if gpus else min(AT_ONCE, len(os.sched_getaffinity(0)))
 
 
@@ -42,7 +42,7 @@ def reproduce(jobs: int) -> list[str]:
         print("Data and pipelines are up to date.")
         return []
     ways = _longest_ways(needs)
-    shares = jobs * [os.sched_getaffinity(0)] if _gpus() else shares_of_cores(jobs)
+    shares = shares_of_cores(jobs)
     failures: list[str] = []
     running: dict[Future[str | None], tuple[str, set[int]]] = {}
     with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, [os.getpid()]) as workers, _ended_by_ctrl_c():
@@ -82,10 +82,6 @@ def shares_of_cores(count: int) -> list[set[int]]:
     cores = sorted(os.sched_getaffinity(0))
     bounds = [place * len(cores) // count for place in range(count + 1)]
     return [{*cores[first:last]} or {*cores} for first, last in pairwise(bounds)]
-
-
-def _gpus() -> int:
-    return section(Path("params.yaml"), read_params(Path("params.yaml")), "run", Run).gpus
 
 
 def _to_do() -> dict[str, set[str]]:

@@ -102,8 +102,10 @@ def all_cores():
     os.sched_setaffinity(0, share)
 
 
-def test_a_stage_alone_has_all_cores_and_one_of_two_its_share(graph, all_cores):
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_stage_alone_has_all_cores_and_one_of_two_its_share(graph, all_cores, gpus):
     folder = graph(**{name: TOGETHER.get(name, "") + f"nproc > {name}.cores; " for name in NEEDS})
+    (folder / "params.yaml").write_text((ROOT / "params/embedded.yaml").read_text().replace("  gpus: 0", f"  gpus: {gpus}"))
     assert reproduce(2) == []
     here = len(os.sched_getaffinity(0))
     cores = {name: int((folder / f"{name}.cores").read_text()) for name in NEEDS}
