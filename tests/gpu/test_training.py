@@ -87,8 +87,9 @@ def test_the_engine_does_not_change_what_the_trainer_computes(place):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from stages.inference.vllm_engine import Vllm, start_vllm
+    from stages.inference.vllm_engine import Vllm, set_up_vllm, start_vllm
 
+    set_up_vllm()
     model = AutoModelForCausalLM.from_pretrained(place / "base", dtype=torch.float32, device_map="cuda").eval()
     tokens = torch.randint(model.config.vocab_size, (2, 200), generator=torch.Generator().manual_seed(0)).cuda()
     with torch.inference_mode():
