@@ -5,17 +5,19 @@ command lives as long as the work; told to end, it ends what runs and queues it 
 its checkpoints. DVC has no command for that: what puts an experiment back is its own parts (dvc 3.67, docker/host.lock).
 """
 
+import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterable
+from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from stages.harness.errors import InputError
 from stages.harness.params import Run, read_params, section
 from stages.host.gpus import times_seen
-from stages.host.graph import DVC
+from stages.host.repro import shares_of_cores
 
 if TYPE_CHECKING:
     from dvc.repo.experiments.queue.base import QueueEntry
@@ -47,7 +49,8 @@ def work_off(folder: Path, jobs: int) -> list[str]:
 
     with Repo(str(folder)) as repo:
         queue = repo.experiments.celery_queue
-        if not queue.worker_status() and (left := list(queue.iter_active())):  # by a machine that went down
+        workers = len(queue.worker_status())
+        if not workers and (left := list(queue.iter_active())):  # by a machine that went down
             queue._mark_inactive_tasks_failure({entry: entry.stash_rev for entry in left})
             _put_back(queue, left)
         failed_before = {done.entry for done in queue.iter_failed()}
@@ -55,7 +58,11 @@ def work_off(folder: Path, jobs: int) -> list[str]:
             signal.signal(number, tell)
         try:
             if _waiting(queue):
-                subprocess.run([*DVC, "queue", "start", "--jobs", str(jobs)], cwd=folder, check=True)
+                starter = get_context("spawn").Process(target=_start_workers, args=(folder, workers, jobs))  # workers keep nothing of this process
+                starter.start()
+                starter.join()
+                if starter.exitcode:
+                    raise InputError("DVC's queue did not start: its own words stand above")
             while _waiting(queue):
                 time.sleep(LOOK_AGAIN)
         except _Told as told:
@@ -65,6 +72,16 @@ def work_off(folder: Path, jobs: int) -> list[str]:
             raise SystemExit(128 + told.args[0]) from None
         queue.celery.control.shutdown()  # workers end of themselves, except now and then one
         return sorted(done.entry.name or done.entry.stash_rev[:7] for done in queue.iter_failed() if done.entry not in failed_before)
+
+
+def _start_workers(folder: Path, before: int, count: int) -> None:
+    """As many of DVC's workers as there shall be, `before` of which there are; each, with all that it runs, on its share of the cores."""
+    from dvc.repo import Repo
+
+    with Repo(str(folder)) as repo:
+        for number, share in list(enumerate(shares_of_cores(count), 1))[before:]:
+            os.sched_setaffinity(0, share)
+            repo.experiments.celery_queue._spawn_worker(number)
 
 
 def _waiting(queue: "LocalCeleryQueue") -> bool:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from stages.host.repro import shares_of_cores
 from stages.host.seeds import collect, experiments
 from tests.pipeline.test_launcher import change, clone, dvc, end_queue_workers, environment, git, misbehave, only, scratch  # noqa: F401
 
@@ -97,24 +98,26 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_two_experiments_of_a_queue_run_at_the_same_time_each_on_a_gpu_of_its_own(committed, tmp_path):
+def test_two_experiments_of_a_queue_run_at_the_same_time_each_on_a_gpu_of_its_own_and_its_share_of_the_cores(committed, tmp_path, all_cores):
     """The GPUs are names alone: fetch computes on none, and each run waits here for the other's."""
     (tmp_path / "on").mkdir()
     change(committed, run__gpus=1)
     misbehave(committed, f"import os, time\nfrom pathlib import Path\non = Path({str(tmp_path / 'on')!r})\n"
-              f"(on / os.environ['CUDA_VISIBLE_DEVICES']).touch()\nuntil = time.monotonic() + {PATIENCE}\n"
+              f"(on / os.environ['CUDA_VISIBLE_DEVICES']).write_text(str(os.sched_getaffinity(0)))\nuntil = time.monotonic() + {PATIENCE}\n"
               "while len(list(on.iterdir())) < 2 and time.monotonic() < until:\n    time.sleep(0.1)\n"
               "assert len(list(on.iterdir())) == 2, 'alone'")  # fmt: skip
     git(committed, "commit", "-qam", "a GPU")
     assert dvc(committed, "exp", "run", "--queue", "-n", "chats", "-S", "fetch.sources.chat.rows=110,120", "fetch").returncode == 0
-    dvc(committed, "queue", "start", "-j", "2", CUDA_VISIBLE_DEVICES="4,6")
-    assert ended(lambda: len(experiments(committed)) == 2), dvc(committed, "queue", "logs", "chats-1").stdout
+    said, _ = (worked := queue(committed, CUDA_VISIBLE_DEVICES="4,6")).communicate(timeout=PATIENCE)
+    assert worked.returncode == 0 and len(experiments(committed)) == 2, said
     assert names(tmp_path / "on") == ["4", "6"]
+    shares = sorted((tmp_path / "on" / gpu).read_text() for gpu in ("4", "6"))
+    assert shares == sorted(map(str, shares_of_cores(2)))
 
 
-def queue(folder, *arguments):
+def queue(folder, *arguments, **more):
     command = [sys.executable, "-m", "stages", "queue", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=folder, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_a_queue_that_is_told_to_end_or_whose_machine_goes_down_is_gone_on_with_and_a_failure_is_named(committed, tmp_path):

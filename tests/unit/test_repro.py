@@ -93,15 +93,6 @@ def test_the_longest_way_to_the_end_comes_first(graph):
     assert reproduce(1) == [] and ran(folder) == ["c", "b", "d", "a"]
 
 
-@pytest.fixture
-def all_cores():
-    """This machine's, where tests that run side by side have each their share."""
-    share = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count()))
-    yield
-    os.sched_setaffinity(0, share)
-
-
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_a_stage_alone_has_all_cores_and_one_of_two_its_share(graph, all_cores, gpus):
     folder = graph(**{name: TOGETHER.get(name, "") + f"nproc > {name}.cores; " for name in NEEDS})
