@@ -2,7 +2,8 @@
 
 `dvc queue start` returns at once and leaves workers behind, and an experiment that is killed has failed for good. Here the
 command lives as long as the work; told to end, it ends what runs and queues it again, so that the next start goes on from
-its checkpoints. DVC has no command for that: what puts an experiment back is its own parts (dvc 3.67, docker/host.lock).
+its checkpoints. DVC has no command for that: what starts a worker and puts an experiment back is its own parts (dvc 3.67,
+docker/host.lock).
 """
 
 import os
