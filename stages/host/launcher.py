@@ -67,6 +67,7 @@ def _launch(arguments: list[str]) -> int:
     with dvc_at_rest(tree):
         entries = lock_stages(tree)
     hold_inputs_to_the_lock(tree, stage, graph, entries)
+    warn_of_threads(stage.name, values)
     key = working_key(tree, stage, values, entries)
     main_tree = Path(os.environ.get("DVC_ROOT") or tree)
     scratch_root = Path(settings.scratch) if settings.scratch else main_tree / ".dvc" / "tmp" / "mathmind"
@@ -137,6 +138,13 @@ def hold_to_sense(settings: Run) -> None:
         raise InputError(f"params.yaml: run.rollout_gpus is {settings.rollout_gpus} and run.gpus {settings.gpus}: one GPU at least is to train")
     if settings.sharded and settings.nodes * (settings.processes or settings.gpus or 1) == 1:
         raise InputError("params.yaml: run.sharded is true and one process has nobody to share the base with: set it to null, or take more GPUs")
+
+
+def warn_of_threads(stage: str, values: dict[str, Any]) -> None:
+    """Says where llama.cpp gets more threads than there are cores: they wait for each other by spinning, and 20 s have become 360 (docs/gpu.md)."""
+    threads, cores = values["eval_gguf"].get("threads"), len(os.sched_getaffinity(0))
+    if stage.startswith("eval-gguf@") and isinstance(threads, int) and threads > cores:
+        print(f"docker/run: eval_gguf.threads is {threads}, more than the stage's cores ({cores}): they hinder each other, lower it", file=sys.stderr)
 
 
 def rollout_gpus(job: Job, values: dict[str, Any]) -> int:

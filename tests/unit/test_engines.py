@@ -1,6 +1,7 @@
 """What an engine is given to run, without an engine: mounts, environments, who may ask the hub."""
 
 import csv
+import os
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from stages.harness.params import Run, read_params
 from stages.harness.ranks import SHARDED
 from stages.host.engines import Apptainer, Job, Native, _link_targets, _mount, hub_stages, image_file, spreads
 from stages.host.graph import read_graph
-from stages.host.launcher import hold_to_sense, rollout_gpus
+from stages.host.launcher import hold_to_sense, rollout_gpus, warn_of_threads
 from tests.imports import ROOT
 
 PARAMS = read_params(ROOT / "params.yaml")
@@ -175,6 +176,14 @@ def test_a_stage_is_told_whether_to_share_the_base_out(tmp_path, sharded, told):
 def test_what_cannot_be_run_is_refused(tmp_path, run, sentence):
     with pytest.raises(InputError, match=sentence):
         hold_to_sense(job(tmp_path, **run).settings)
+
+
+def test_more_threads_than_cores_are_told_for_the_stage_that_spins(capsys):
+    cores = len(os.sched_getaffinity(0))
+    for stage, threads in (("eval-gguf@base", cores), ("eval@base", cores + 1), ("eval-gguf@base", cores + 1)):
+        warn_of_threads(stage, {**PARAMS, "eval_gguf": {**PARAMS["eval_gguf"], "threads": threads}})
+    (told,) = capsys.readouterr().err.splitlines()
+    assert f"eval_gguf.threads is {cores + 1}, more than the stage's cores ({cores})" in told
 
 
 @pytest.mark.parametrize(("profile", "stages"), [("embedded", set()), ("report-t4", {"fetch", "base-model"})])
